@@ -1,12 +1,13 @@
 //! Aligned memory for direct I/O.
 //!
-//! [`AlignedBuf`] is one owner's memory: reads land in it. An [`AppendChunk`] is shared: one [`ChunkWriter`] appends,
-//! the disk reads what is frozen, any number of readers see what is published.
+//! [`AlignedBuf`] is one owner's memory: reads land in it. An [`AppendChunk`] is shared: one
+//! [`ChunkWriter`] appends, the disk reads what is frozen, any number of readers see what is
+//! published.
 //!
-//! Invariants of a chunk: `published <= frozen <= len <= capacity`; bytes below `frozen` never change as long as
-//! anybody but the writer can see the chunk. The writer makes mutable slices only at or above `frozen`, everybody else
-//! makes shared slices only below it, so that the two never overlap. This file is the unsafe core of the crate's memory
-//! and holds no other logic.
+//! Invariants of a chunk: `published <= frozen <= len <= capacity`; bytes below `frozen` never
+//! change as long as anybody but the writer can see the chunk. The writer makes mutable slices only
+//! at or above `frozen`, everybody else makes shared slices only below it, so that the two never
+//! overlap. This file is the unsafe core of the crate's memory and holds no other logic.
 #![allow(
     unsafe_code,
     reason = "memory with an alignment that Vec cannot give, shared between one writer and many readers"
@@ -22,15 +23,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::BLOCK_BYTES;
 
-/// Owned heap memory that begins on a multiple of [`BLOCK_BYTES`] and is initialised from the start.
+/// Owned heap memory that begins on a multiple of [`BLOCK_BYTES`] and is initialised from the
+/// start.
 struct Region {
     start: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: the memory is owned by the region and reached only through the types below, which are plain owners of bytes.
+// SAFETY: the memory is owned by the region and reached only through the types below, which are
+// plain owners of bytes.
 unsafe impl Send for Region {}
-// SAFETY: a shared region gives out nothing but its address; who may touch which bytes is decided by the types below.
+// SAFETY: a shared region gives out nothing but its address; who may touch which bytes is decided
+// by the types below.
 unsafe impl Sync for Region {}
 
 impl Region {
@@ -58,8 +62,8 @@ impl Region {
         assert!(range.start <= range.end && range.end <= self.bytes);
         // SAFETY: `range.start` is within the allocation (asserted).
         let start = unsafe { self.start.add(range.start) };
-        // SAFETY: the range lies within the allocation, which is initialised and lives as long as `self`; the caller
-        // promises that nobody writes.
+        // SAFETY: the range lies within the allocation, which is initialised and lives as long as
+        // `self`; the caller promises that nobody writes.
         unsafe { slice::from_raw_parts(start.as_ptr(), range.len()) }
     }
 
@@ -75,8 +79,8 @@ impl Region {
         assert!(range.start <= range.end && range.end <= self.bytes);
         // SAFETY: `range.start` is within the allocation (asserted).
         let start = unsafe { self.start.add(range.start) };
-        // SAFETY: the range lies within the allocation, which is initialised and lives as long as `self`; the caller
-        // promises that the slice is the only one over it.
+        // SAFETY: the range lies within the allocation, which is initialised and lives as long as
+        // `self`; the caller promises that the slice is the only one over it.
         unsafe { slice::from_raw_parts_mut(start.as_ptr(), range.len()) }
     }
 }
@@ -94,7 +98,8 @@ pub struct AlignedBuf {
 }
 
 impl AlignedBuf {
-    /// Zeroed memory of `bytes` bytes, rounded up to whole blocks; at least one block. Aborts when memory is out.
+    /// Zeroed memory of `bytes` bytes, rounded up to whole blocks; at least one block. Aborts when
+    /// memory is out.
     pub fn new_zeroed(bytes: usize) -> AlignedBuf {
         AlignedBuf {
             region: Region::new_zeroed(bytes),
@@ -111,7 +116,8 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the region has this one owner, borrowed as shared here: nobody can write meanwhile.
+        // SAFETY: the region has this one owner, borrowed as shared here: nobody can write
+        // meanwhile.
         unsafe { self.region.slice(0..self.region.bytes) }
     }
 }
@@ -155,8 +161,9 @@ impl AppendChunk {
     /// The bytes that the writer has published. A later call may give more, never less.
     pub fn published(&self) -> &[u8] {
         let published = self.published.load(Ordering::Acquire);
-        // SAFETY: `published <= frozen`, and the writer does not write below `frozen`; a chunk is only reset when its
-        // writer is the sole owner, and this borrow proves that there is an owner.
+        // SAFETY: `published <= frozen`, and the writer does not write below `frozen`; a chunk is
+        // only reset when its writer is the sole owner, and this borrow proves that there is an
+        // owner.
         unsafe { self.region.slice(0..published) }
     }
 
@@ -205,7 +212,8 @@ impl fmt::Debug for AppendChunk {
 #[derive(Debug, Clone)]
 pub struct ChunkView {
     chunk: Arc<AppendChunk>,
-    /// Within the published bytes (checked when made; they never become fewer while this share exists).
+    /// Within the published bytes (checked when made; they never become fewer while this share
+    /// exists).
     range: Range<usize>,
 }
 
@@ -223,7 +231,8 @@ pub struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    /// A new chunk of `capacity` bytes, rounded up to whole blocks; at least one block. Aborts when memory is out.
+    /// A new chunk of `capacity` bytes, rounded up to whole blocks; at least one block. Aborts when
+    /// memory is out.
     pub fn new(capacity: usize) -> ChunkWriter {
         let chunk = AppendChunk {
             region: Region::new_zeroed(capacity),
@@ -236,10 +245,11 @@ impl ChunkWriter {
         }
     }
 
-    /// Starts over in a chunk that nobody else holds, without allocating; the chunk comes back if somebody does
-    /// (an operation in flight, a reader, a view).
+    /// Starts over in a chunk that nobody else holds, without allocating; the chunk comes back if
+    /// somebody does (an operation in flight, a reader, a view).
     pub fn reuse(mut chunk: Arc<AppendChunk>) -> Result<ChunkWriter, Arc<AppendChunk>> {
-        // `get_mut` succeeds only for the last strong owner with no weak one, so that no other writer exists either.
+        // `get_mut` succeeds only for the last strong owner with no weak one, so that no other
+        // writer exists either.
         let Some(own) = Arc::get_mut(&mut chunk) else {
             return Err(chunk);
         };
@@ -304,8 +314,8 @@ impl ChunkWriter {
         self.spare(len - self.len).fill(0);
     }
 
-    /// Appends `bytes` bytes and returns them for filling. What they hold before is unspecified (initialised, but
-    /// possibly left over from the chunk's earlier use).
+    /// Appends `bytes` bytes and returns them for filling. What they hold before is unspecified
+    /// (initialised, but possibly left over from the chunk's earlier use).
     ///
     /// # Panics
     /// If they do not fit.
@@ -331,8 +341,8 @@ impl ChunkWriter {
             "change of {range:?}, but bytes below {frozen} are frozen and {} are appended",
             self.len
         );
-        // SAFETY: this is the chunk's only writer and it is borrowed exclusively; everybody else makes slices below
-        // `frozen` only.
+        // SAFETY: this is the chunk's only writer and it is borrowed exclusively; everybody else
+        // makes slices below `frozen` only.
         unsafe { self.chunk.region.slice_mut(range) }
     }
 

@@ -7,8 +7,8 @@ use crate::{AlignedBuf, AppendChunk};
 
 /// Offsets, lengths and addresses of direct I/O are multiples of this many bytes.
 ///
-/// 4096 is the physical block of the devices in use, a multiple of every logical block size (512, 4096), and the
-/// unit in which a torn write can leave old and new bytes side by side.
+/// 4096 is the physical block of the devices in use, a multiple of every logical block size (512,
+/// 4096), and the unit in which a torn write can leave old and new bytes side by side.
 pub const BLOCK_BYTES: usize = 4096;
 
 /// How a file is opened.
@@ -33,7 +33,8 @@ pub struct DirEntry {
     pub is_dir: bool,
 }
 
-/// A tree of files below one root directory. Paths are relative, `/`-separated, and never contain `..`.
+/// A tree of files below one root directory. Paths are relative, `/`-separated, and never contain
+/// `..`.
 ///
 /// Calls block. Errors are those of the operating system, unchanged.
 pub trait Storage: Send + Sync + 'static {
@@ -43,7 +44,8 @@ pub trait Storage: Send + Sync + 'static {
     fn list(&self, path: &str) -> io::Result<Vec<DirEntry>>;
     /// Creates a directory and its parents and syncs the parent; succeeds if it exists.
     fn durable_create_dir(&self, path: &str) -> io::Result<()>;
-    /// Renames a file over whatever is at `to` and syncs the directories of both. The file itself must be synced already.
+    /// Renames a file over whatever is at `to` and syncs the directories of both. The file itself
+    /// must be synced already.
     fn durable_rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file and syncs its directory.
     fn durable_remove(&self, path: &str) -> io::Result<()>;
@@ -51,8 +53,9 @@ pub trait Storage: Send + Sync + 'static {
     fn sync_dir(&self, path: &str) -> io::Result<()>;
     /// A queue of asynchronous operations for one thread.
     fn queue(&self, depth: usize) -> io::Result<Box<dyn IoQueue>>;
-    /// Takes the exclusive lock on `path` (created if missing), held until the returned guard is dropped or the process ends.
-    /// `WouldBlock` if another process holds it; the file's text (at most 256 bytes) then says who.
+    /// Takes the exclusive lock on `path` (created if missing), held until the returned guard is
+    /// dropped or the process ends. `WouldBlock` if another process holds it; the file's text (at
+    /// most 256 bytes) then says who.
     fn lock(&self, path: &str, holder: &str) -> io::Result<Box<dyn Send + Sync>>;
     /// Bytes free to this process on the file system, and its size.
     fn space(&self) -> io::Result<Space>;
@@ -69,15 +72,18 @@ pub struct Space {
     pub total_bytes: u64,
 }
 
-/// An open file. Reads and writes are positioned; offsets and lengths are multiples of [`BLOCK_BYTES`].
+/// An open file. Reads and writes are positioned; offsets and lengths are multiples of
+/// [`BLOCK_BYTES`].
 pub trait File: Send + Sync + 'static {
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Reads up to `buf.len()` bytes at `offset`; the result is short only at the end of the file.
     fn read_at(&self, buf: &mut AlignedBuf, bytes: usize, offset: u64) -> io::Result<usize>;
-    /// Writes the first `bytes` bytes of `buf` at `offset`, all or an error. Not durable before [`File::sync`].
+    /// Writes the first `bytes` bytes of `buf` at `offset`, all or an error. Not durable before
+    /// [`File::sync`].
     fn write_at(&self, buf: &AlignedBuf, bytes: usize, offset: u64) -> io::Result<()>;
-    /// Reserves disk space for `bytes` bytes from the start, extending the file; reads give zeros. `StorageFull` if there is none.
+    /// Reserves disk space for `bytes` bytes from the start, extending the file; reads give zeros.
+    /// `StorageFull` if there is none.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
     /// Sets the length.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
@@ -111,10 +117,11 @@ pub struct Completion {
 
 /// A queue of I/O operations owned by one thread.
 ///
-/// Operations may complete in any order. At most `depth` (given to [`Storage::queue`]) may be in flight;
-/// submitting more is a bug and panics.
+/// Operations may complete in any order. At most `depth` (given to [`Storage::queue`]) may be in
+/// flight; submitting more is a bug and panics.
 pub trait IoQueue: Send {
-    /// Queues a write. With `durable`, completion means that the data is on stable storage (`RWF_DSYNC`).
+    /// Queues a write. With `durable`, completion means that the data is on stable storage
+    /// (`RWF_DSYNC`).
     fn write(
         &mut self,
         file: &Arc<dyn File>,
@@ -127,13 +134,16 @@ pub trait IoQueue: Send {
     fn read(&mut self, file: &Arc<dyn File>, buf: AlignedBuf, bytes: usize, offset: u64, tag: u64);
     /// Queues an `fdatasync`.
     fn sync(&mut self, file: &Arc<dyn File>, tag: u64);
-    /// Gives everything queued to the device and moves finished operations to `completions`. Does not block.
+    /// Gives everything queued to the device and moves finished operations to `completions`. Does
+    /// not block.
     fn poll(&mut self, completions: &mut Vec<Completion>);
-    /// Like `poll`, but blocks until an operation finishes, the waker is used, or `timeout_ns` passes.
+    /// Like `poll`, but blocks until an operation finishes, the waker is used, or `timeout_ns`
+    /// passes.
     fn wait(&mut self, completions: &mut Vec<Completion>, timeout_ns: Option<u64>);
     /// Operations submitted and not yet returned.
     fn in_flight(&self) -> usize;
-    /// A handle with which any thread ends a [`IoQueue::wait`]. Waking a queue that does not wait makes its next wait return at once.
+    /// A handle with which any thread ends a [`IoQueue::wait`]. Waking a queue that does not wait
+    /// makes its next wait return at once.
     fn waker(&self) -> Waker;
 }
 
