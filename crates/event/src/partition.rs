@@ -1,0 +1,53 @@
+//! Which partition a stream belongs to. Part of the format: clients compute it too.
+
+/// Seed of the partition function.
+pub const PARTITION_SEED: u64 = 0x5452_5554_4844_4231;
+
+/// The partition of a stream: `xxh64(stream, PARTITION_SEED) % partition_count`.
+///
+/// Streams whose name begins with `$` are exempt ([`is_system_stream`]): they live in the partition they concern.
+///
+/// # Panics
+///
+/// If `partition_count` is 0.
+pub fn partition_of(stream: &str, partition_count: u32) -> u32 {
+    assert!(partition_count > 0, "a database has at least one partition");
+    let hash = xxhash_rust::xxh64::xxh64(stream.as_bytes(), PARTITION_SEED);
+    u32::try_from(hash % u64::from(partition_count)).expect("a remainder is below its divisor")
+}
+
+/// Whether a stream is the system's own: its name begins with `$`. Users may read it, not append to it.
+#[inline]
+pub fn is_system_stream(stream: &str) -> bool {
+    stream.as_bytes().first() == Some(&b'$')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Published in docs/format.md; never to be changed.
+    const VECTORS: &[(&str, u64, [u32; 4])] = &[];
+
+    #[test]
+    fn published_vectors_hold() {
+        for (stream, hash, partitions) in VECTORS {
+            let actual = xxhash_rust::xxh64::xxh64(stream.as_bytes(), PARTITION_SEED);
+            assert_eq!(actual, *hash, "{stream}");
+            for (count, partition) in [1, 3, 4, 256].into_iter().zip(partitions) {
+                assert_eq!(
+                    partition_of(stream, count),
+                    *partition,
+                    "{stream} of {count}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn system_streams_begin_with_a_dollar_sign() {
+        assert!(is_system_stream("$trim"));
+        assert!(!is_system_stream("account$"));
+        assert!(!is_system_stream(""));
+    }
+}
