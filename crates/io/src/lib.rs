@@ -14,10 +14,14 @@
 //!
 //! It does not know what the bytes mean, does not retry, and never hides an error.
 
+mod blocking;
 mod buffer;
 mod clock;
+mod file;
 mod storage;
+mod uring;
 
 pub use buffer::*;
 pub use clock::*;
+pub use file::{Backend, FileStorage, LOCK_HOLDER_BYTES_MAX};
 pub use storage::*;

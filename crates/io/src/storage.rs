@@ -74,6 +74,10 @@ pub struct Space {
 
 /// An open file. Reads and writes are positioned; offsets and lengths are multiples of
 /// [`BLOCK_BYTES`].
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "a length that is asked of the disk and can fail"
+)]
 pub trait File: Send + Sync + 'static {
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
