@@ -1,8 +1,39 @@
-//! .
+//! The log: how events lie on disk, and how they are found again.
+//!
+//! Model: a partition's log is a row of segments, preallocated → active → closed → sealed; only the active one is
+//! written. The format is described byte by byte in `docs/format.md`.
+//!
+//! Invariants:
+//! 1. Nothing read from disk is believed before its checksum, and its place, were checked.
+//! 2. A committed block is never written again; a sealed segment never changes.
+//! 3. Opening tells a torn tail from damage: the one is cut with a warning, the other refuses the partition.
+//! 4. Indexes are derived: losing them loses time, not data.
+//!
+//! It does not decide what to append or when to flush, and it reaches disk, clock and randomness only through
+//! [`truthdb_io::World`].
 
 mod active_index;
+mod batch;
+mod bloom;
 mod chain;
+mod error;
+mod heads;
+mod index;
 mod keys;
+mod layout;
+mod manifest;
+mod paged;
+mod postings;
+mod segment;
+mod table;
 
 pub use active_index::*;
+pub use heads::*;
+pub use index::*;
+pub use batch::*;
+pub use error::*;
+pub use layout::{FormatError, Place};
+pub use manifest::*;
+pub use segment::*;
 pub use keys::*;
+pub use paged::IndexError;
