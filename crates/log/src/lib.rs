@@ -16,12 +16,14 @@ mod active_index;
 mod batch;
 mod bloom;
 mod chain;
+mod directory;
 mod error;
 mod heads;
 mod index;
 mod keys;
 mod layout;
 mod manifest;
+mod merkle;
 mod paged;
 mod postings;
 mod segment;
@@ -31,9 +33,16 @@ pub use active_index::*;
 pub use heads::*;
 pub use index::*;
 pub use batch::*;
+pub use directory::*;
 pub use error::*;
 pub use layout::{FormatError, Place};
 pub use manifest::*;
+pub use merkle::*;
 pub use segment::*;
 pub use keys::*;
 pub use paged::IndexError;
+
+#[cfg(test)]
+mod test_golden;
+#[cfg(test)]
+mod test_storage;
