@@ -18,6 +18,7 @@ mod blocking;
 mod buffer;
 mod clock;
 mod file;
+pub mod sim;
 mod storage;
 mod uring;
 

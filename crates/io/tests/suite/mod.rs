@@ -53,6 +53,7 @@ pub(crate) fn run(make: Make<'_>) {
 }
 
 /// A wake from another thread ends a wait that has begun or is about to.
+#[allow(dead_code, reason = "not for the simulation, which has one thread")]
 pub(crate) fn run_wakes_between_threads(make: Make<'_>) {
     let (storage, _keep) = make();
     let mut queue = storage.queue(1).unwrap();
