@@ -10,7 +10,7 @@
 //! overlap. This file is the unsafe core of the crate's memory and holds no other logic.
 #![allow(
     unsafe_code,
-    reason = "memory with an alignment that Vec cannot give, shared between one writer and many readers"
+    reason = "memory aligned as Vec cannot, shared between one writer and many readers"
 )]
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -474,6 +474,22 @@ mod tests {
         writer.freeze(4096);
         writer.publish(4096);
         assert_eq!(&writer.chunk().published()[..4], b"new\0");
+    }
+
+    #[test]
+    fn views_and_buffers_become_shared_bytes_without_a_copy() {
+        let mut writer = ChunkWriter::new(4096);
+        writer.extend_from_slice(b"abcdef");
+        writer.freeze(6);
+        writer.publish(6);
+        let address = writer.chunk().published()[2..].as_ptr();
+        let bytes = bytes::Bytes::from_owner(writer.chunk().view(2..5));
+        assert_eq!((&bytes[..], bytes.as_ptr()), (&b"cde"[..], address));
+        drop(writer);
+        assert_eq!(&bytes[..], b"cde", "the view keeps the chunk");
+        let buf = AlignedBuf::new_zeroed(4096);
+        let address = buf.as_ptr();
+        assert_eq!(bytes::Bytes::from_owner(buf).as_ptr(), address);
     }
 
     #[test]

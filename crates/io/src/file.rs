@@ -184,7 +184,7 @@ impl Storage for FileStorage {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Errno::ISDIR.into());
         }
-        Ok(Arc::new(OsFile { fd }))
+        Ok(Arc::new(OsFile::new(fd)))
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<DirEntry>> {
@@ -286,6 +286,10 @@ pub(crate) struct OsFile {
 }
 
 impl OsFile {
+    pub(crate) fn new(fd: OwnedFd) -> OsFile {
+        OsFile { fd }
+    }
+
     /// The file behind `file`.
     ///
     /// # Panics
@@ -414,5 +418,38 @@ impl OsFile {
             at += piece as u64;
         }
         self.set_len(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_is_reserved_by_zeros_where_the_file_system_cannot_reserve() {
+        let file = OsFile::new(tempfile::tempfile().unwrap().into());
+        let data = [7; BLOCK_BYTES];
+        file.write_all(&data, 0, true).unwrap();
+        let bytes = ZERO_BYTES + 3 * BLOCK_BYTES + 5;
+        file.write_zeros(bytes as u64).unwrap();
+        let mut into = vec![1; bytes + BLOCK_BYTES];
+        assert_eq!(file.read_up_to(&mut into, 0).unwrap(), bytes);
+        assert_eq!(into[..BLOCK_BYTES], data);
+        assert!(into[BLOCK_BYTES..bytes].iter().all(|byte| *byte == 0));
+        file.write_zeros(1).unwrap();
+        assert_eq!(
+            file.len().unwrap(),
+            bytes as u64,
+            "reserving never shortens"
+        );
+    }
+
+    #[test]
+    fn a_write_that_stops_inside_a_block_is_an_error() {
+        check_progress(BLOCK_BYTES).unwrap();
+        for written in [0, 1, BLOCK_BYTES + 512] {
+            let error = check_progress(written).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+        }
     }
 }

@@ -498,3 +498,113 @@ impl Wake for EventWake {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: i32 = 4096;
+
+    fn operation(work: Work, blocks: usize) -> Operation {
+        let file = OsFile::new(tempfile::tempfile().unwrap().into());
+        let bytes = blocks * BLOCK_BYTES;
+        Operation {
+            file: Arc::new(file),
+            tag: 1,
+            offset: 0,
+            bytes,
+            done: 0,
+            again: 0,
+            work,
+        }
+    }
+
+    fn write(blocks: usize) -> Operation {
+        let mut writer = crate::ChunkWriter::new(blocks * BLOCK_BYTES);
+        writer.zero_fill_to(blocks * BLOCK_BYTES);
+        writer.freeze(writer.len());
+        let work = Work::Write {
+            chunk: writer.into_chunk(),
+            start: 0,
+            durable: true,
+        };
+        operation(work, blocks)
+    }
+
+    fn read(blocks: usize) -> Operation {
+        let buf = AlignedBuf::new_zeroed(blocks * BLOCK_BYTES);
+        operation(Work::Read { buf }, blocks)
+    }
+
+    /// Steps through results of the kernel; all but the last must leave a rest.
+    fn steps(operation: &mut Operation, results: &[i32]) -> io::Result<()> {
+        for (index, result) in results.iter().enumerate() {
+            match operation.advance(*result) {
+                Progress::Rest => assert!(index + 1 < results.len(), "more is expected"),
+                Progress::Done(result) => {
+                    assert_eq!(index + 1, results.len(), "done too early");
+                    return result;
+                }
+            }
+        }
+        unreachable!("the last result ends the operation")
+    }
+
+    #[test]
+    fn short_transfers_go_on_where_they_stopped() {
+        let mut operation = write(4);
+        steps(
+            &mut operation,
+            &[BLOCK, -Errno::INTR.raw_os_error(), 2 * BLOCK, BLOCK],
+        )
+        .unwrap();
+        let mut operation = read(4);
+        steps(
+            &mut operation,
+            &[BLOCK, -Errno::AGAIN.raw_os_error(), 3 * BLOCK],
+        )
+        .unwrap();
+        assert_eq!(operation.done, 4 * BLOCK_BYTES);
+    }
+
+    #[test]
+    fn reads_end_at_the_end_of_the_file() {
+        for (results, done) in [(&[0][..], 0), (&[BLOCK, 0], 4096), (&[BLOCK, 10], 4106)] {
+            let mut operation = read(4);
+            steps(&mut operation, results).unwrap();
+            assert_eq!(operation.done, done);
+        }
+    }
+
+    #[test]
+    fn writes_that_stop_and_errors_are_reported() {
+        for results in [&[0][..], &[BLOCK, 100]] {
+            let error = steps(&mut write(4), results).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+        }
+        let error = steps(&mut write(4), &[BLOCK, -Errno::IO.raw_os_error()]).unwrap_err();
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
+        let again = vec![-Errno::AGAIN.raw_os_error(); AGAIN_MAX as usize + 1];
+        let error = steps(&mut write(4), &again).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn waking_a_busy_thread_does_not_touch_the_eventfd() {
+        let wake = EventWake {
+            state: AtomicU32::new(IDLE),
+            fd: eventfd(0, EventfdFlags::NONBLOCK).unwrap(),
+        };
+        let mut count = [0; 8];
+        wake.wake();
+        assert_eq!(rustix::io::read(&wake.fd, &mut count), Err(Errno::AGAIN));
+        assert!(!wake.begin_wait(), "the call is not lost");
+        assert!(wake.end_wait());
+        assert!(wake.begin_wait());
+        wake.wake();
+        wake.wake();
+        assert!(wake.end_wait());
+        assert_eq!(rustix::io::read(&wake.fd, &mut count), Ok(8));
+        assert_eq!(count, 1_u64.to_le_bytes(), "one signal for one sleep");
+    }
+}
