@@ -184,9 +184,10 @@ impl ActiveIndex {
 
     /// Notes where a batch begins, before its events are pushed. Keeps the first batch at or after each 64 KiB.
     pub fn push_batch(&mut self, offset: u64, timestamp_ns: u64) {
-        let due = self.sparse.last().is_none_or(|last| {
-            offset / SPARSE_INTERVAL_BYTES > last.offset / SPARSE_INTERVAL_BYTES
-        });
+        let due = self
+            .sparse
+            .last()
+            .is_none_or(|last| crate::digest::is_sparse_due(last.offset, offset));
         if due {
             self.sparse.push(SparseEntry {
                 sequence: self.next_sequence(),
@@ -398,13 +399,18 @@ impl ActiveIndex {
         (slot.key, self.extent(slot))
     }
 
-    /// Changes what was noted as the previous sequence of a stream: for an index that was made by a scan.
-    pub(crate) fn set_previous(&mut self, slot: u32, previous_sequence: u64) {
+    /// Changes what was noted as the previous sequence of a stream of the segment: for an index that was made by a scan.
+    pub(crate) fn set_previous(&mut self, stream: StreamKey, previous_sequence: u64) {
         assert!(
             previous_sequence < self.base_sequence,
             "the previous event lies before the segment"
         );
-        self.stream_slots[index(slot)].previous_sequence = previous_sequence;
+        let slots = &mut self.stream_slots;
+        let slot = self
+            .stream_table
+            .find(stream.low(), |slot| slots[index(*slot)].key == stream);
+        let slot = *slot.expect("the stream has an event in the segment");
+        slots[index(slot)].previous_sequence = previous_sequence;
     }
 
     /// Numbers of the facets in the order of their keys.

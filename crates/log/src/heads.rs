@@ -687,3 +687,7 @@ fn head_of(row: &[u8]) -> StreamHead {
 pub(crate) fn run_sections_of(header: &[u8]) -> [Section; 3] {
     std::array::from_fn(|i| Section::decode(&header[88 + i * SECTION_ENTRY_BYTES..]))
 }
+
+#[cfg(test)]
+#[path = "heads_tests.rs"]
+mod tests;

@@ -558,3 +558,7 @@ pub(crate) fn sections_of(header: &[u8]) -> [Section; SECTIONS] {
 fn saturating_u32(value: u64) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod tests;
