@@ -429,7 +429,7 @@ fn check_partition_dir(
     let index = index_dir(partition);
     do_io("create", &index, storage.durable_create_dir(&index))?;
     let names = list_or_empty(storage, &dir)?;
-    let others = names.iter().filter(|name| !["wal", "index", SNAPSHOTS_DIR].contains(&&***name));
+    let others = names.iter().filter(|name| !["wal", "index", SNAPSHOTS_DIR, "trim.bin", "trim.bin.new"].contains(&&***name));
     foreign.extend(others.map(|name| format!("{dir}/{name}")));
     Ok(())
 }
