@@ -98,7 +98,7 @@ pub trait File: Send + Sync + 'static {
 }
 
 /// Where the bytes of a queued write come from.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct WriteSource {
     /// The chunk; kept alive by the operation.
     pub chunk: Arc<AppendChunk>,

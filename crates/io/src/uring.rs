@@ -113,6 +113,8 @@ impl UringQueue {
     }
 
     fn push(&mut self, operation: Operation) {
+        // A file of another storage is noticed here, before the operation takes a slot.
+        OsFile::of(&operation.file);
         let depth = self.slots.len();
         let Some(slot) = self.free.pop() else {
             panic!("more than {depth} operations in flight")
@@ -287,13 +289,8 @@ impl Operation {
                     .build()
             }
             Work::Read { buf } => {
-                assert!(
-                    self.bytes <= buf.len(),
-                    "read of {} bytes into {}",
-                    self.bytes,
-                    buf.len()
-                );
-                // `wrapping_add` stays within the buffer: `done <= bytes <= buf.len()`.
+                // `wrapping_add` stays within the buffer: `done <= bytes`, and `bytes <= buf.len()`
+                // was asserted at submission.
                 let start = buf.as_ptr_mut().wrapping_add(self.done);
                 opcode::Read::new(fd, start, piece).offset(offset).build()
             }
@@ -345,6 +342,8 @@ impl IoQueue for UringQueue {
             start,
             bytes,
         } = source;
+        // What is not frozen is noticed here, before the operation takes a slot.
+        chunk.frozen(start..start + bytes);
         let work = Work::Write {
             chunk,
             start,
@@ -364,6 +363,11 @@ impl IoQueue for UringQueue {
 
     fn read(&mut self, file: &Arc<dyn File>, buf: AlignedBuf, bytes: usize, offset: u64, tag: u64) {
         check_aligned(bytes, offset);
+        assert!(
+            bytes <= buf.len(),
+            "read of {bytes} bytes into {}",
+            buf.len()
+        );
         let work = Work::Read { buf };
         let file = Arc::clone(file);
         self.push(Operation {

@@ -95,3 +95,31 @@ fn an_io_uring_queue_may_be_made_on_one_thread_and_used_on_another() {
     });
     assert_eq!(done.join().unwrap()[0].tag, 9);
 }
+
+/// A refused write must not leave an operation behind that the drop of the queue would wait for.
+#[test]
+fn a_write_of_bytes_that_are_not_frozen_is_refused_before_it_is_queued() {
+    let dir = directory();
+    for backend in [Backend::Auto, Backend::Blocking] {
+        let storage = FileStorage::open(dir.path(), backend).unwrap();
+        let path = format!("{backend:?}");
+        let file = storage
+            .open(&path, truthdb_io::OpenMode::CreateNew)
+            .unwrap();
+        let mut queue = storage.queue(1).unwrap();
+        let mut writer = truthdb_io::ChunkWriter::new(truthdb_io::BLOCK_BYTES);
+        writer.zero_fill_to(truthdb_io::BLOCK_BYTES);
+        let chunk = Arc::clone(writer.chunk());
+        let bytes = writer.len();
+        let source = truthdb_io::WriteSource {
+            chunk,
+            start: 0,
+            bytes,
+        };
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            queue.write(&file, source, 0, true, 1);
+        }));
+        assert!(refused.is_err());
+        assert_eq!(queue.in_flight(), 0);
+    }
+}
