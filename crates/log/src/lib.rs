@@ -61,4 +61,6 @@ pub use seal::*;
 #[cfg(test)]
 mod test_golden;
 #[cfg(test)]
+mod test_log;
+#[cfg(test)]
 mod test_storage;

@@ -396,3 +396,7 @@ fn io_error(path: &str, action: &'static str) -> impl FnOnce(io::Error) -> SealE
         source,
     }
 }
+
+#[cfg(test)]
+#[path = "seal_tests.rs"]
+mod tests;
