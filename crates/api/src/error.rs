@@ -335,7 +335,10 @@ impl ApiError {
 
     /// What to do, for people.
     pub fn action(&self) -> &str {
-        self.context.action.as_deref().unwrap_or_else(|| self.code.info().action)
+        self.context
+            .action
+            .as_deref()
+            .unwrap_or_else(|| self.code.info().action)
     }
 
     /// The serialised [`v1::ErrorDetail`]: the gRPC trailer and the native protocol's error bytes.
@@ -386,7 +389,10 @@ impl From<ApiError> for tonic::Status {
     fn from(error: ApiError) -> Self {
         let mut metadata = tonic::metadata::MetadataMap::new();
         let detail = Bytes::from(error.to_bytes());
-        metadata.insert_bin(GRPC_TRAILER, tonic::metadata::MetadataValue::from_bytes(&detail));
+        metadata.insert_bin(
+            GRPC_TRAILER,
+            tonic::metadata::MetadataValue::from_bytes(&detail),
+        );
         Self::with_metadata(error.code.grpc_code(), error.message, metadata)
     }
 }
@@ -556,8 +562,10 @@ mod tests {
 
     #[test]
     fn every_error_survives_grpc_bytes_and_json() {
-        let mut all: Vec<ApiError> =
-            TABLE.iter().map(|info| ApiError::new(info.code, "what happened")).collect();
+        let mut all: Vec<ApiError> = TABLE
+            .iter()
+            .map(|info| ApiError::new(info.code, "what happened"))
+            .collect();
         all.push(full());
         for error in all {
             assert_eq!(ApiError::from_bytes(&error.to_bytes()).unwrap(), error);
@@ -571,7 +579,11 @@ mod tests {
 
     #[test]
     fn a_strangers_status_never_claims_that_an_append_did_not_happen() {
-        for code in [tonic::Code::Unavailable, tonic::Code::Unknown, tonic::Code::Cancelled] {
+        for code in [
+            tonic::Code::Unavailable,
+            tonic::Code::Unknown,
+            tonic::Code::Cancelled,
+        ] {
             let error = ApiError::from_status(&tonic::Status::new(code, "proxy"));
             assert_eq!(error.outcome, Outcome::MayHaveHappened);
             assert!(error.retryable);

@@ -30,8 +30,7 @@ pub mod v1 {
 }
 
 /// The serialised descriptors of package `truthdb.v1`, for server reflection.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/truthdb.v1.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/truthdb.v1.bin"));
 
 /// Bytes of the largest gRPC message that either side accepts: a full batch fits with room to spare.
 pub const GRPC_MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;

@@ -171,7 +171,9 @@ impl AppendFrame {
             }
             let entry_bytes = to_usize(walk.get_u32_le());
             if entry_bytes < ENTRY_FIXED_BYTES - 4 || entry_bytes > walk.len() {
-                return Err(DecodeError::Illegal { field: "entry_bytes" });
+                return Err(DecodeError::Illegal {
+                    field: "entry_bytes",
+                });
             }
             walk.advance(entry_bytes);
         }
@@ -193,9 +195,7 @@ impl AppendFrame {
 
     /// Decodes the entries one by one. An entry that is not legal is an error for its request id
     /// and does not harm the others.
-    pub fn into_entries(
-        mut self,
-    ) -> impl Iterator<Item = Result<AppendEntry, (u32, DecodeError)>> {
+    pub fn into_entries(mut self) -> impl Iterator<Item = Result<AppendEntry, (u32, DecodeError)>> {
         (0..self.count).map(move |_| {
             let entry_bytes = to_usize(self.entries.get_u32_le());
             let mut entry = self.entries.split_to(entry_bytes);
@@ -217,9 +217,14 @@ fn decode_entry(request_id: u32, bytes: Bytes) -> Result<AppendEntry, DecodeErro
         return Err(DecodeError::Illegal { field: "flags" });
     }
     if expectation_count > EXPECTATIONS_MAX {
-        return Err(DecodeError::Illegal { field: "expectation_count" });
+        return Err(DecodeError::Illegal {
+            field: "expectation_count",
+        });
     }
-    let mut head = AppendHead { partition, ..AppendHead::default() };
+    let mut head = AppendHead {
+        partition,
+        ..AppendHead::default()
+    };
     for _ in 0..expectation_count {
         head.expectations.push(decode_expectation(&mut reader)?);
     }
@@ -227,30 +232,43 @@ fn decode_entry(request_id: u32, bytes: Bytes) -> Result<AppendEntry, DecodeErro
         let position = reader.u64("position")?;
         let name = reader.text("cursor name")?;
         if name.is_empty() || name.as_str().len() > CURSOR_NAME_BYTES_MAX {
-            return Err(DecodeError::Illegal { field: "cursor name" });
+            return Err(DecodeError::Illegal {
+                field: "cursor name",
+            });
         }
         head.cursor = Some(CursorUpdate { name, position });
     }
     if flags & FLAG_CONDITION != 0 {
         let after_sequence = reader.u64("after_sequence")?;
         let matches = decode_matches(&mut reader)?;
-        head.condition = Some(AppendCondition { after_sequence, matches });
+        head.condition = Some(AppendCondition {
+            after_sequence,
+            matches,
+        });
     }
     let table_bytes = count.checked_mul(ROW_BYTES);
-    let table_bytes = table_bytes.ok_or(DecodeError::Illegal { field: "event_count" })?;
+    let table_bytes = table_bytes.ok_or(DecodeError::Illegal {
+        field: "event_count",
+    })?;
     let table = reader.bytes(table_bytes, "event table")?;
     let data = reader.bytes(event_bytes, "events")?;
     reader.finish()?;
     if sum_lengths(&table[count * 8..]) != event_bytes as u64 {
         return Err(DecodeError::Illegal { field: "lengths" });
     }
-    Ok(AppendEntry { request_id, head, events: AppendEvents { table, data, count } })
+    Ok(AppendEntry {
+        request_id,
+        head,
+        events: AppendEvents { table, data, count },
+    })
 }
 
 /// The sum of a table of `u32` lengths.
 pub(super) fn sum_lengths(table: &[u8]) -> u64 {
     let (rows, _) = table.as_chunks::<4>();
-    rows.iter().map(|row| u64::from(u32::from_le_bytes(*row))).sum()
+    rows.iter()
+        .map(|row| u64::from(u32::from_le_bytes(*row)))
+        .sum()
 }
 
 fn decode_expectation(reader: &mut Reader) -> Result<StreamExpectation, DecodeError> {
@@ -291,22 +309,42 @@ pub fn encode_append_entry(
 ) -> Result<(), EncodeError> {
     EncodeError::check("expectations", head.expectations.len(), EXPECTATIONS_MAX)?;
     if let Some(cursor) = &head.cursor {
-        EncodeError::check("cursor name", cursor.name.as_str().len(), CURSOR_NAME_BYTES_MAX)?;
+        EncodeError::check(
+            "cursor name",
+            cursor.name.as_str().len(),
+            CURSOR_NAME_BYTES_MAX,
+        )?;
     }
     if let Some(condition) = &head.condition {
         super::read::check_matches(&condition.matches)?;
     }
-    assert_eq!(checksums.len(), lengths.len(), "one checksum and one length for each event");
+    assert_eq!(
+        checksums.len(),
+        lengths.len(),
+        "one checksum and one length for each event"
+    );
     let length_sum: u64 = lengths.iter().map(|length| u64::from(*length)).sum();
-    assert_eq!(length_sum, data.len() as u64, "the lengths are those of the data");
+    assert_eq!(
+        length_sum,
+        data.len() as u64,
+        "the lengths are those of the data"
+    );
     let start = out.len();
     out.reserve(ENTRY_FIXED_BYTES + 64 + checksums.len() * ROW_BYTES + data.len());
     out.put_u32_le(0);
     out.put_u32_le(request_id);
     out.put_u32_le(head.partition);
     out.put_u16_le(u16::try_from(head.expectations.len()).expect("checked above"));
-    let cursor_flag = if head.cursor.is_some() { FLAG_CURSOR } else { 0 };
-    let condition_flag = if head.condition.is_some() { FLAG_CONDITION } else { 0 };
+    let cursor_flag = if head.cursor.is_some() {
+        FLAG_CURSOR
+    } else {
+        0
+    };
+    let condition_flag = if head.condition.is_some() {
+        FLAG_CONDITION
+    } else {
+        0
+    };
     out.put_u8(cursor_flag | condition_flag);
     out.put_u8(0);
     out.put_u32_le(to_u32(checksums.len()));
@@ -330,7 +368,9 @@ pub fn encode_append_entry(
         out.put_u64_le(condition.after_sequence);
         encode_matches(out, &condition.matches);
     }
-    checksums.iter().for_each(|checksum| out.put_u64_le(*checksum));
+    checksums
+        .iter()
+        .for_each(|checksum| out.put_u64_le(*checksum));
     lengths.iter().for_each(|length| out.put_u32_le(*length));
     out.put_slice(data);
     let entry_bytes = to_u32(out.len() - start - 4);
@@ -422,7 +462,10 @@ impl AppendReplyEncoder {
         out.put_u64_le(batch.first_sequence);
         out.put_u64_le(batch.last_sequence);
         out.put_u64_le(batch.timestamp_ns);
-        batch.last_revisions.iter().for_each(|revision| out.put_u64_le(*revision));
+        batch
+            .last_revisions
+            .iter()
+            .for_each(|revision| out.put_u64_le(*revision));
         self.count += 1;
     }
 

@@ -80,7 +80,9 @@ pub struct RawFrame {
 /// [`DecodeError::FrameTooLarge`] or illegal header bytes: close the connection, the boundary of
 /// the next frame is unknown.
 pub fn split_frame(input: &mut BytesMut) -> Result<Option<RawFrame>, DecodeError> {
-    let Some(payload_bytes) = peek_payload_bytes(input)? else { return Ok(None) };
+    let Some(payload_bytes) = peek_payload_bytes(input)? else {
+        return Ok(None);
+    };
     if input.len() < FRAME_HEADER_BYTES + payload_bytes {
         return Ok(None);
     }
@@ -91,7 +93,11 @@ pub fn split_frame(input: &mut BytesMut) -> Result<Option<RawFrame>, DecodeError
     }
     let request_id = input.get_u32_le();
     let payload = input.split_to(payload_bytes).freeze();
-    Ok(Some(RawFrame { kind, request_id, payload }))
+    Ok(Some(RawFrame {
+        kind,
+        request_id,
+        payload,
+    }))
 }
 
 /// Bytes to have in the buffer before [`split_frame`] can succeed: the header, or the whole frame
@@ -136,7 +142,10 @@ pub fn begin_frame(out: &mut BytesMut, kind: Kind, request_id: u32) -> usize {
 pub fn end_frame(out: &mut BytesMut, start: usize) -> usize {
     let frame_bytes = out.len() - start;
     let payload_bytes = frame_bytes - FRAME_HEADER_BYTES;
-    assert!(payload_bytes <= FRAME_BYTES_MAX, "a frame of {payload_bytes} bytes was written");
+    assert!(
+        payload_bytes <= FRAME_BYTES_MAX,
+        "a frame of {payload_bytes} bytes was written"
+    );
     let length = super::wire::to_u32(payload_bytes);
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     frame_bytes

@@ -64,7 +64,7 @@ pub enum ClientFrame {
     },
     /// Ends the read or subscription; frames of it may still be under way. No answer.
     Cancel,
-    /// Asks for a Pong with the same number.
+    /// Asks for a Pong with the same number and the same request id (which may be 0).
     Ping {
         /// Any number.
         nonce: u64,
@@ -109,16 +109,30 @@ impl ClientFrame {
             APPEND => AppendFrame::decode(payload).map(Self::Append),
             READ => Read::decode(payload).map(Self::Read),
             SUBSCRIBE => Subscribe::decode(payload).map(Self::Subscribe),
-            CREDIT => read_all(payload, |r| Ok(Self::Credit { bytes: r.u32("bytes")? })),
+            CREDIT => read_all(payload, |r| {
+                Ok(Self::Credit {
+                    bytes: r.u32("bytes")?,
+                })
+            }),
             CANCEL => read_all(payload, |_| Ok(Self::Cancel)),
-            PING => read_all(payload, |r| Ok(Self::Ping { nonce: r.u64("nonce")? })),
+            PING => read_all(payload, |r| {
+                Ok(Self::Ping {
+                    nonce: r.u64("nonce")?,
+                })
+            }),
             STREAM_HEAD => read_all(payload, |r| {
                 let partition = r.u32("partition")?;
-                Ok(Self::StreamHead { partition, stream: r.text("stream")? })
+                Ok(Self::StreamHead {
+                    partition,
+                    stream: r.text("stream")?,
+                })
             }),
             CURSOR_GET => read_all(payload, |r| {
                 let partition = r.u32("partition")?;
-                Ok(Self::CursorGet { partition, name: r.text("name")? })
+                Ok(Self::CursorGet {
+                    partition,
+                    name: r.text("name")?,
+                })
             }),
             kind if kind & KIND_SKIPPABLE != 0 => Ok(Self::Skipped),
             kind => Err(DecodeError::UnknownKind { kind }),
@@ -210,7 +224,11 @@ impl ServerFrame {
             END => read_all(payload, decode_position).map(Self::End),
             CAUGHT_UP => read_all(payload, decode_position).map(Self::CaughtUp),
             HEARTBEAT => read_all(payload, decode_position).map(Self::Heartbeat),
-            PONG => read_all(payload, |r| Ok(Self::Pong { nonce: r.u64("nonce")? })),
+            PONG => read_all(payload, |r| {
+                Ok(Self::Pong {
+                    nonce: r.u64("nonce")?,
+                })
+            }),
             STREAM_HEAD_REPLY => read_all(payload, decode_stream_head).map(Self::StreamHeadReply),
             CURSOR_REPLY => read_all(payload, decode_cursor).map(Self::CursorReply),
             ERROR => decode_error(&payload).map(Self::Error),
@@ -232,7 +250,10 @@ fn read_all<T>(
 
 fn decode_position(reader: &mut Reader) -> Result<Position, DecodeError> {
     let position = reader.u64("position")?;
-    Ok(Position { position, head_sequence: reader.u64("head_sequence")? })
+    Ok(Position {
+        position,
+        head_sequence: reader.u64("head_sequence")?,
+    })
 }
 
 fn decode_exists(reader: &mut Reader) -> Result<bool, DecodeError> {
@@ -247,7 +268,10 @@ fn decode_stream_head(reader: &mut Reader) -> Result<StreamHead, DecodeError> {
     let partition = reader.u32("partition")?;
     let exists = decode_exists(reader)?;
     let last = (reader.u64("last_revision")?, reader.u64("last_sequence")?);
-    Ok(StreamHead { partition, last: exists.then_some(last) })
+    Ok(StreamHead {
+        partition,
+        last: exists.then_some(last),
+    })
 }
 
 fn decode_cursor(reader: &mut Reader) -> Result<Option<CursorState>, DecodeError> {
@@ -278,15 +302,15 @@ pub fn encode_cancel(out: &mut BytesMut, request_id: u32) {
 }
 
 /// Writes a Ping frame.
-pub fn encode_ping(out: &mut BytesMut, nonce: u64) {
-    let start = begin_frame(out, Kind::Ping, 0);
+pub fn encode_ping(out: &mut BytesMut, request_id: u32, nonce: u64) {
+    let start = begin_frame(out, Kind::Ping, request_id);
     out.put_u64_le(nonce);
     end_frame(out, start);
 }
 
 /// Writes a Pong frame.
-pub fn encode_pong(out: &mut BytesMut, nonce: u64) {
-    let start = begin_frame(out, Kind::Pong, 0);
+pub fn encode_pong(out: &mut BytesMut, request_id: u32, nonce: u64) {
+    let start = begin_frame(out, Kind::Pong, request_id);
     out.put_u64_le(nonce);
     end_frame(out, start);
 }
@@ -344,7 +368,11 @@ pub fn encode_stream_head_reply(out: &mut BytesMut, request_id: u32, head: Strea
 pub fn encode_cursor_reply(out: &mut BytesMut, request_id: u32, cursor: Option<CursorState>) {
     let start = begin_frame(out, Kind::CursorReply, request_id);
     out.put_u8(u8::from(cursor.is_some()));
-    let state = cursor.unwrap_or(CursorState { position: 0, sequence: 0, timestamp_ns: 0 });
+    let state = cursor.unwrap_or(CursorState {
+        position: 0,
+        sequence: 0,
+        timestamp_ns: 0,
+    });
     out.put_u64_le(state.position);
     out.put_u64_le(state.sequence);
     out.put_u64_le(state.timestamp_ns);
@@ -367,12 +395,19 @@ pub fn fuzz_decode(input: &[u8]) -> usize {
         frames += 1;
         if let Ok(ClientFrame::Append(frame)) = ClientFrame::decode(raw.clone()) {
             for entry in frame.into_entries().flatten() {
-                frames += entry.events.iter().map(|(_, event)| event.len().min(1)).sum::<usize>();
+                frames += entry
+                    .events
+                    .iter()
+                    .map(|(_, event)| event.len().min(1))
+                    .sum::<usize>();
             }
         }
         if let Ok(ServerFrame::Page(page)) = ServerFrame::decode(raw) {
             for run in page.runs() {
-                frames += run.events().map(|row| row.event.len().min(1)).sum::<usize>();
+                frames += run
+                    .events()
+                    .map(|row| row.event.len().min(1))
+                    .sum::<usize>();
             }
         }
     }

@@ -12,10 +12,10 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::Position;
 use super::append::sum_lengths;
 use super::frame::{FRAME_HEADER_BYTES, Kind, begin_frame, end_frame};
 use super::wire::{DecodeError, Reader, to_u32, to_usize};
-use super::Position;
 
 /// Bytes of a Page's payload before the runs.
 pub(super) const PAGE_FIXED_BYTES: usize = 24;
@@ -164,7 +164,14 @@ impl Page {
             runs.push(decode_run(&mut reader)?);
         }
         reader.finish()?;
-        Ok(Self { position: Position { position, head_sequence }, runs, payload_bytes })
+        Ok(Self {
+            position: Position {
+                position,
+                head_sequence,
+            },
+            runs,
+            payload_bytes,
+        })
     }
 }
 
@@ -175,8 +182,12 @@ fn decode_run(reader: &mut Reader) -> Result<Run, DecodeError> {
     let body_bytes = to_usize(reader.u32("body_bytes")?);
     let body = reader.bytes(body_bytes, "body")?;
     let count = to_usize(event_count);
-    let table_bytes = count.checked_mul(ROW_BYTES).filter(|bytes| *bytes <= body.len());
-    let table_bytes = table_bytes.ok_or(DecodeError::Illegal { field: "event_count" })?;
+    let table_bytes = count
+        .checked_mul(ROW_BYTES)
+        .filter(|bytes| *bytes <= body.len());
+    let table_bytes = table_bytes.ok_or(DecodeError::Illegal {
+        field: "event_count",
+    })?;
     let data_bytes = (body.len() - table_bytes) as u64;
     if sum_lengths(&body[count * 16..table_bytes]) != data_bytes {
         return Err(DecodeError::Illegal { field: "lengths" });
@@ -184,9 +195,16 @@ fn decode_run(reader: &mut Reader) -> Result<Run, DecodeError> {
     // Sequences start at 1, and a run's last one must exist.
     let last_exists = first_sequence.checked_add(u64::from(event_count)).is_some();
     if count == 0 || first_sequence == 0 || !last_exists {
-        return Err(DecodeError::Illegal { field: "first_sequence" });
+        return Err(DecodeError::Illegal {
+            field: "first_sequence",
+        });
     }
-    Ok(Run { first_sequence, timestamp_ns, event_count, body })
+    Ok(Run {
+        first_sequence,
+        timestamp_ns,
+        event_count,
+        body,
+    })
 }
 
 /// Writes a Page into a buffer, run by run.
@@ -201,7 +219,10 @@ impl PageEncoder {
     pub fn begin(out: &mut BytesMut, request_id: u32) -> Self {
         let start = begin_frame(out, Kind::Page, request_id);
         out.put_bytes(0, PAGE_FIXED_BYTES);
-        Self { start, run_count: 0 }
+        Self {
+            start,
+            run_count: 0,
+        }
     }
 
     /// Adds a run whose body (table and events, `body_bytes` in all) the caller then puts into
@@ -231,7 +252,13 @@ impl PageEncoder {
         event_count: u32,
         body: &[u8],
     ) {
-        self.begin_run(out, first_sequence, timestamp_ns, event_count, to_u32(body.len()));
+        self.begin_run(
+            out,
+            first_sequence,
+            timestamp_ns,
+            event_count,
+            to_u32(body.len()),
+        );
         out.put_slice(body);
     }
 
@@ -245,10 +272,19 @@ impl PageEncoder {
     ) {
         let event_bytes: usize = rows.iter().map(|(_, _, event)| event.len()).sum();
         let body_bytes = to_u32(rows.len() * ROW_BYTES + event_bytes);
-        self.begin_run(out, first_sequence, timestamp_ns, to_u32(rows.len()), body_bytes);
-        rows.iter().for_each(|(checksum, _, _)| out.put_u64_le(*checksum));
-        rows.iter().for_each(|(_, revision, _)| out.put_u64_le(*revision));
-        rows.iter().for_each(|(_, _, event)| out.put_u32_le(to_u32(event.len())));
+        self.begin_run(
+            out,
+            first_sequence,
+            timestamp_ns,
+            to_u32(rows.len()),
+            body_bytes,
+        );
+        rows.iter()
+            .for_each(|(checksum, _, _)| out.put_u64_le(*checksum));
+        rows.iter()
+            .for_each(|(_, revision, _)| out.put_u64_le(*revision));
+        rows.iter()
+            .for_each(|(_, _, event)| out.put_u32_le(to_u32(event.len())));
         rows.iter().for_each(|(_, _, event)| out.put_slice(event));
     }
 

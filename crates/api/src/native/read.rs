@@ -96,7 +96,11 @@ impl Filter {
     }
 
     fn check(&self) -> Result<(), EncodeError> {
-        if self.matches.is_empty() { Ok(()) } else { check_matches(&self.matches) }
+        if self.matches.is_empty() {
+            Ok(())
+        } else {
+            check_matches(&self.matches)
+        }
     }
 
     fn encode(&self, out: &mut BytesMut) {
@@ -120,9 +124,16 @@ impl Filter {
             (1, false) => StreamFilter::One(name),
             (2, _) => StreamFilter::Prefix(name),
             (3, true) => StreamFilter::AllWithSystem,
-            _ => return Err(DecodeError::Illegal { field: "filter streams" }),
+            _ => {
+                return Err(DecodeError::Illegal {
+                    field: "filter streams",
+                });
+            }
         };
-        Ok(Self { streams, matches: decode_matches(reader)? })
+        Ok(Self {
+            streams,
+            matches: decode_matches(reader)?,
+        })
     }
 }
 
@@ -133,7 +144,10 @@ impl EventMatch {
         let type_accepted =
             self.types.is_empty() || self.types.iter().any(|name| name.as_str() == event_type);
         type_accepted
-            && self.tags.iter().all(|wanted| event.tags().any(|tag| tag == wanted.as_str()))
+            && self
+                .tags
+                .iter()
+                .all(|wanted| event.tags().any(|tag| tag == wanted.as_str()))
     }
 }
 
@@ -161,7 +175,9 @@ pub(super) fn encode_matches(out: &mut BytesMut, matches: &[EventMatch]) {
 pub(super) fn decode_matches(reader: &mut Reader) -> Result<Vec<EventMatch>, DecodeError> {
     let count = usize::from(reader.u8("match_count")?);
     if count > FILTER_MATCHES_MAX {
-        return Err(DecodeError::Illegal { field: "match_count" });
+        return Err(DecodeError::Illegal {
+            field: "match_count",
+        });
     }
     let mut matches = Vec::new();
     for _ in 0..count {
@@ -392,10 +408,18 @@ impl Subscribe {
         let interval_is_legal =
             heartbeat_ms == 0 || (HEARTBEAT_MS_MIN..=HEARTBEAT_MS_MAX).contains(&heartbeat_ms);
         if !interval_is_legal {
-            return Err(DecodeError::Illegal { field: "heartbeat_ms" });
+            return Err(DecodeError::Illegal {
+                field: "heartbeat_ms",
+            });
         }
         let filter = Filter::decode(&mut reader)?;
         reader.finish()?;
-        Ok(Self { partition, start, heartbeat_ms, credit_bytes, filter })
+        Ok(Self {
+            partition,
+            start,
+            heartbeat_ms,
+            credit_bytes,
+            filter,
+        })
     }
 }

@@ -44,7 +44,14 @@ impl std::fmt::Debug for Hello {
         f.debug_struct("Hello")
             .field("version_min", &self.version_min)
             .field("version_max", &self.version_max)
-            .field("token", &if self.token.is_empty() { "none" } else { "given" })
+            .field(
+                "token",
+                &if self.token.is_empty() {
+                    "none"
+                } else {
+                    "given"
+                },
+            )
             .finish()
     }
 }
@@ -80,7 +87,11 @@ impl Hello {
         let token = reader.bytes(token_bytes, "token")?;
         // A later version of Hello may be longer: it is the one frame that is read leniently,
         // because the version is agreed on only by it.
-        Ok(Self { version_min, version_max, token })
+        Ok(Self {
+            version_min,
+            version_max,
+            token,
+        })
     }
 
     /// The version to speak, the highest that both sides know; `None`: refuse the connection.
@@ -110,7 +121,9 @@ impl Durability {
             0 => Ok(Self::FlushEachGroup),
             1 => Ok(Self::FlushInterval),
             2 => Ok(Self::Os),
-            _ => Err(DecodeError::Illegal { field: "durability" }),
+            _ => Err(DecodeError::Illegal {
+                field: "durability",
+            }),
         }
     }
 }
@@ -190,7 +203,9 @@ impl Welcome {
         let roles = reader.u16("roles")?;
         let partition_count = reader.u32("partition_count")?;
         if partition_count == 0 {
-            return Err(DecodeError::Illegal { field: "partition_count" });
+            return Err(DecodeError::Illegal {
+                field: "partition_count",
+            });
         }
         let database_id = reader.id("database_id")?;
         let durability = Durability::from_wire(reader.u8("durability")?)?;

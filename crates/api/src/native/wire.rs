@@ -63,7 +63,15 @@ impl EncodeError {
         actual: usize,
         limit: usize,
     ) -> Result<(), EncodeError> {
-        if actual <= limit { Ok(()) } else { Err(EncodeError { field, actual, limit }) }
+        if actual <= limit {
+            Ok(())
+        } else {
+            Err(EncodeError {
+                field,
+                actual,
+                limit,
+            })
+        }
     }
 }
 
@@ -137,7 +145,11 @@ impl Reader {
     }
 
     fn need(&self, bytes: usize, field: &'static str) -> Result<(), DecodeError> {
-        if self.rest.len() < bytes { Err(DecodeError::Truncated { field }) } else { Ok(()) }
+        if self.rest.len() < bytes {
+            Err(DecodeError::Truncated { field })
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, DecodeError> {
@@ -183,12 +195,20 @@ impl Reader {
 
     /// A field that must be zero in this version.
     pub(crate) fn zero_u8(&mut self, field: &'static str) -> Result<(), DecodeError> {
-        if self.u8(field)? == 0 { Ok(()) } else { Err(DecodeError::Illegal { field }) }
+        if self.u8(field)? == 0 {
+            Ok(())
+        } else {
+            Err(DecodeError::Illegal { field })
+        }
     }
 
     /// A field that must be zero in this version.
     pub(crate) fn zero_u16(&mut self, field: &'static str) -> Result<(), DecodeError> {
-        if self.u16(field)? == 0 { Ok(()) } else { Err(DecodeError::Illegal { field }) }
+        if self.u16(field)? == 0 {
+            Ok(())
+        } else {
+            Err(DecodeError::Illegal { field })
+        }
     }
 
     pub(crate) fn finish(self) -> Result<(), DecodeError> {
