@@ -29,6 +29,7 @@ mod merkle;
 mod pack;
 mod paged;
 mod postings;
+mod proof;
 mod reader;
 mod rebuild;
 mod recovery;
@@ -55,6 +56,7 @@ pub use segment::*;
 pub use keys::*;
 pub use pack::Compression;
 pub use paged::IndexError;
+pub use proof::*;
 pub use rebuild::*;
 pub use seal::*;
 
