@@ -64,7 +64,9 @@ pub enum AppendError {
         sequence: u64,
     },
     /// An event id was used before with other content, or only some of the batch's ids were. Nothing was written.
-    #[error("event id {id} was already used at sequence {sequence} for something else than this batch")]
+    #[error(
+        "event id {id} was already used at sequence {sequence} for something else than this batch"
+    )]
     IdReused {
         /// The id.
         id: truthdb_event::EventId,
@@ -72,7 +74,9 @@ pub enum AppendError {
         sequence: u64,
     },
     /// A queue is full. Nothing was written; try again later.
-    #[error("partition {partition} has too many appends waiting ({what}); try again in {retry_after_ms} ms")]
+    #[error(
+        "partition {partition} has too many appends waiting ({what}); try again in {retry_after_ms} ms"
+    )]
     Overloaded {
         /// The partition.
         partition: u32,
@@ -82,7 +86,9 @@ pub enum AppendError {
         retry_after_ms: u64,
     },
     /// No disk space for the next segment. Nothing was written; appends resume when there is space.
-    #[error("no space for the next segment of partition {partition}: {free_bytes} bytes free, {needed_bytes} needed")]
+    #[error(
+        "no space for the next segment of partition {partition}: {free_bytes} bytes free, {needed_bytes} needed"
+    )]
     DiskFull {
         /// The partition.
         partition: u32,
@@ -147,7 +153,10 @@ impl AppendError {
 
     /// Whether the same append may succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, AppendError::Overloaded { .. } | AppendError::DiskFull { .. })
+        matches!(
+            self,
+            AppendError::Overloaded { .. } | AppendError::DiskFull { .. }
+        )
     }
 }
 
@@ -178,7 +187,9 @@ pub enum ReadError {
         stream: String,
     },
     /// The range begins before the first event that retention has left.
-    #[error("sequence {sequence} of partition {partition} was trimmed; the first one left is {first_sequence}")]
+    #[error(
+        "sequence {sequence} of partition {partition} was trimmed; the first one left is {first_sequence}"
+    )]
     Trimmed {
         /// The partition.
         partition: u32,
@@ -193,22 +204,55 @@ pub enum ReadError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// Stored bytes are damaged. Nothing of the damaged batch is returned.
-    #[error("stored data is damaged")]
-    Corrupt {
+    /// A segment could not be read: it is damaged, or the disk failed. Nothing of the damaged batch is returned.
+    #[error("a segment could not be read")]
+    Log {
         /// Which file, where, and which sequences.
         #[source]
         source: Arc<truthdb_log::ReadError>,
     },
-    /// The disk failed.
-    #[error("reading {path} failed")]
-    Io {
-        /// The file.
+    /// An index of a segment could not be read. It is derived: restart the server, or rebuild it with `truthdb repair`.
+    #[error("the index of {path} could not be read")]
+    Index {
+        /// The segment.
         path: String,
-        /// What the disk said.
+        /// What is wrong.
         #[source]
-        source: Arc<io::Error>,
+        source: Arc<truthdb_log::IndexError>,
     },
+    /// The index of stream heads could not be read. It is derived: restart the server, or rebuild it with `truthdb repair`.
+    #[error("the index of stream heads could not be read")]
+    Heads {
+        /// What is wrong.
+        #[source]
+        source: Arc<truthdb_log::HeadsError>,
+    },
+    /// The index of a segment was missing or damaged and could not be made again.
+    #[error("the index of a segment could not be made again")]
+    Rebuild {
+        /// What is wrong.
+        #[source]
+        source: Arc<truthdb_log::SealError>,
+    },
+    /// A committed event is not where the segments say it is.
+    #[error("{path} should hold sequence {sequence} and does not; run `truthdb verify`")]
+    Missing {
+        /// The segment.
+        path: String,
+        /// The sequence.
+        sequence: u64,
+    },
+}
+
+impl ReadError {
+    /// Whether stored data is damaged, rather than the request or the disk at fault.
+    pub fn is_corruption(&self) -> bool {
+        match self {
+            ReadError::Log { source } => matches!(**source, truthdb_log::ReadError::Corrupt(_)),
+            ReadError::Missing { .. } | ReadError::Fenced { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Why a trim was not done.
@@ -224,4 +268,16 @@ pub enum TrimError {
         /// What was asked for.
         partition: u32,
     },
+}
+
+/// An error and its sources on one line, for logs.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
 }

@@ -20,9 +20,11 @@ mod clock;
 mod file;
 pub mod sim;
 mod storage;
+mod thread;
 mod uring;
 
 pub use buffer::*;
 pub use clock::*;
 pub use file::{Backend, FileStorage, LOCK_HOLDER_BYTES_MAX};
 pub use storage::*;
+pub use thread::pin_current_thread;
