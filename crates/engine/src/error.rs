@@ -234,6 +234,13 @@ pub enum ReadError {
         #[source]
         source: Arc<truthdb_log::SealError>,
     },
+    /// No proof could be made.
+    #[error("the event cannot be proved")]
+    Prove {
+        /// Why.
+        #[source]
+        source: Arc<truthdb_log::ProveError>,
+    },
     /// A committed event is not where the segments say it is.
     #[error("{path} should hold sequence {sequence} and does not; run `truthdb verify`")]
     Missing {

@@ -15,6 +15,7 @@
 //! It does not know protocols or permissions, keeps no state besides the log and its indexes, and never retries an I/O error.
 
 mod append;
+mod audit;
 mod backup;
 mod cache;
 mod checks;

@@ -1,5 +1,6 @@
 //! The engine as its callers see it, on a real file system.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -294,6 +295,12 @@ fn segments_roll_seal_and_stay_readable_and_trim_removes_them() {
     }
     let expected: Vec<u64> = (0..n / 2).collect();
     assert_eq!(stream_page(&engine, "s1", Direction::Forward), expected);
+    let proof = engine.prove(0, 3).unwrap();
+    let proven = truthdb_log::check_proof(&proof).unwrap();
+    assert_eq!(proven.canonical, event("s0", 2, &payload));
+    let report = engine.verify(None, true, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(report.findings, vec![]);
+    assert!(report.events > 0);
     let tagged = Filter {
         tags: vec!["n:3".to_owned()],
         ..Filter::default()
