@@ -27,7 +27,15 @@ mod tests {
     use super::*;
 
     /// Published in docs/format.md; never to be changed.
-    const VECTORS: &[(&str, u64, [u32; 4])] = &[];
+    const VECTORS: &[(&str, u64, [u32; 4])] = &[
+        ("a", 0xafe4_30b3_9fc7_f9b7, [0, 1, 3, 183]),
+        ("account-1", 0x4b5a_c7f7_4803_8356, [0, 0, 2, 86]),
+        ("account-2", 0xdc44_3dd3_6efe_8cbe, [0, 0, 2, 190]),
+        ("order/2024/000123", 0x52ca_0733_c7a1_2646, [0, 0, 2, 70]),
+        ("zażółć", 0xb135_7c93_8c51_44db, [0, 1, 3, 219]),
+        ("Ω", 0x6c53_487b_c26b_b920, [0, 1, 0, 32]),
+        ("a-stream-name-that-is-longer-than-thirty-two-bytes", 0x0549_5e6b_3453_5823, [0, 0, 3, 35]),
+    ];
 
     #[test]
     fn published_vectors_hold() {

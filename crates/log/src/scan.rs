@@ -49,6 +49,8 @@ pub(crate) struct Windows {
     /// Where the next read begins.
     next_offset: u64,
     end: u64,
+    /// [`SCAN_WINDOW_BYTES`], less for a small file.
+    window_bytes: usize,
 }
 
 impl Windows {
@@ -62,7 +64,8 @@ impl Windows {
         let queue = storage.queue(SCAN_DEPTH)?;
         let (windows, retired, completions) = (VecDeque::new(), VecDeque::new(), Vec::new());
         let next_offset = start;
-        Ok(Windows { file, queue, windows, retired, completions, next_offset, end })
+        let window_bytes = to_usize(end - start).min(SCAN_WINDOW_BYTES);
+        Ok(Windows { file, queue, windows, retired, completions, next_offset, end, window_bytes })
     }
 
     /// A buffer that nobody holds slices of any more, or a new one.
@@ -74,14 +77,14 @@ impl Windows {
                 Err(held) => self.retired.push_back(held),
             }
         }
-        AlignedBuf::new_zeroed(SCAN_WINDOW_BYTES)
+        AlignedBuf::new_zeroed(self.window_bytes)
     }
 
     /// Keeps reads in flight.
     fn submit(&mut self) {
         while self.next_offset < self.end && self.windows.len() < SCAN_DEPTH {
             let left = to_usize(self.end - self.next_offset);
-            let bytes = left.min(SCAN_WINDOW_BYTES);
+            let bytes = left.min(self.window_bytes);
             let buffer = self.buffer();
             let offset = self.next_offset;
             self.queue.read(&self.file, buffer, bytes, offset, offset);
