@@ -30,16 +30,25 @@ impl Engine {
                 ),
             });
         }
-        let located = view.locate(sequence).filter(|_| sequence >= view.first_sequence);
+        let located = view
+            .locate(sequence)
+            .filter(|_| sequence >= view.first_sequence);
         let Some(at) = located else {
             let first_sequence = view.first_sequence;
-            return Err(ReadError::Trimmed { partition, sequence, first_sequence });
+            return Err(ReadError::Trimmed {
+                partition,
+                sequence,
+                first_sequence,
+            });
         };
         let segment = &view.segments[at];
         let place = self.inner.manifest.place(partition, segment.number);
         let prove = |part: &ProveSegment<'_>, later: &[Footer]| {
-            prove_event(&self.inner.world.storage, place, part, sequence, later)
-                .map_err(|source: ProveError| ReadError::Prove { source: Arc::new(source) })
+            prove_event(&self.inner.world.storage, place, part, sequence, later).map_err(
+                |source: ProveError| ReadError::Prove {
+                    source: Arc::new(source),
+                },
+            )
         };
         match segment.body() {
             SegmentBody::Sealed(sealed) => {
@@ -64,7 +73,13 @@ impl Engine {
                     }
                 };
                 let data_end = unsealed.end_offset.load(Ordering::Acquire);
-                prove(&ProveSegment::Unsealed { data_end, previous_chain }, &[])
+                prove(
+                    &ProveSegment::Unsealed {
+                        data_end,
+                        previous_chain,
+                    },
+                    &[],
+                )
             }
         }
     }
@@ -88,8 +103,17 @@ impl Engine {
             Some(partition) => vec![partition],
             None => (0..count).collect(),
         };
-        let options = VerifyOptions { deep, sealed_only: true };
+        let options = VerifyOptions {
+            deep,
+            sealed_only: true,
+        };
         let storage = &self.inner.world.storage;
-        Ok(verify_database(storage, &self.inner.manifest, &partitions, options, progress))
+        Ok(verify_database(
+            storage,
+            &self.inner.manifest,
+            &partitions,
+            options,
+            progress,
+        ))
     }
 }

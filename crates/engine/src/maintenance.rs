@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use truthdb_io::{AlignedBuf, OpenMode, World};
 use truthdb_log::{
-    ActiveIndex, Compression, Manifest, Place, SealRequest, SegmentHeader, SegmentKind, TrimPoint,
-    seal_segment, segment_index_path, segment_new_path, write_trim_point,
+    ActiveIndex, Compression, HeadRuns, Manifest, Place, SealRequest, SegmentHeader, SegmentKind,
+    TrimPoint, seal_segment, segment_index_path, segment_new_path, write_trim_point,
 };
 
 use crate::append::TRIM_STREAM;
@@ -277,10 +277,10 @@ impl Maintenance {
         let sealed = Arc::new(Sealed::new(result.footer, &self.files, &shared.counters));
         // Heads first: a reader that finds the segment sealed must find its streams in the runs.
         let index = sealed.index()?;
-        let mut heads = shared.heads.read().clone();
+        let mut heads = HeadRuns::clone(&shared.heads.read());
         if heads.last_segment() < segment.number {
             heads.add_segment(&index)?;
-            *shared.heads.write() = heads;
+            *shared.heads.write() = Arc::new(heads);
         }
         let old = segment.set_sealed(sealed);
         shared.queue.wake();
@@ -293,10 +293,10 @@ impl Maintenance {
         if !self.is_due(index) || self.signal.is_stopping() {
             return false;
         }
-        let mut heads = shared.heads.read().clone();
+        let mut heads = HeadRuns::clone(&shared.heads.read());
         match heads.merge_once() {
             Ok(true) => {
-                *shared.heads.write() = heads;
+                *shared.heads.write() = Arc::new(heads);
                 true
             }
             Ok(false) => false,

@@ -38,6 +38,8 @@ pub(crate) struct Window {
     pub(crate) next: Place,
     /// Nothing committed follows in the segment.
     pub(crate) at_end: bool,
+    /// It came from the tail cache, whose memory it holds on to.
+    pub(crate) in_memory: bool,
 }
 
 pub(crate) fn index_error(path: &str, source: IndexError) -> ReadError {
@@ -62,6 +64,7 @@ pub(crate) fn window(
     bytes_max: usize,
 ) -> Result<Window, ReadError> {
     let Place { offset, sequence } = place;
+    let mut in_memory = false;
     let (batches, next_offset, end) = match body {
         SegmentBody::Unsealed(unsealed) => {
             let end = unsealed.end_offset.load(Ordering::Acquire);
@@ -70,9 +73,11 @@ pub(crate) fn window(
                     batches: Vec::new(),
                     next: place,
                     at_end: true,
+                    in_memory: true,
                 });
             }
             if let Some((batches, next)) = from_tail(shared, segment.number, offset, bytes_max) {
+                in_memory = true;
                 (batches, next, end)
             } else {
                 let reader = &unsealed.reader;
@@ -90,6 +95,7 @@ pub(crate) fn window(
                     batches: Vec::new(),
                     next: place,
                     at_end: true,
+                    in_memory: true,
                 });
             }
             let open = sealed.open()?;
@@ -112,6 +118,7 @@ pub(crate) fn window(
         at_end: next_offset >= end,
         batches,
         next,
+        in_memory,
     })
 }
 
@@ -238,7 +245,8 @@ pub(crate) fn batch_in(
             .batches
             .partition_point(|batch| batch.last_sequence() < sequence);
         let batch = window.batches.get(found).cloned();
-        if place.offset == start.offset && matches!(body, SegmentBody::Sealed(_)) {
+        // Committed bytes never change, so what was read of an unsealed segment stays true too.
+        if place.offset == start.offset && !window.in_memory {
             shared.cache.put(
                 shared.partition,
                 segment.number,
@@ -276,11 +284,14 @@ pub(crate) fn stream_head(
             SegmentBody::Sealed(_) => break,
         }
     }
-    let runs = shared.heads.read().clone();
+    let runs = Arc::clone(&shared.heads.read());
     runs.get(key).map_err(|source| ReadError::Heads {
         source: Arc::new(source),
     })
 }
+
+/// The part of a stream in one segment.
+type Part<'a> = (&'a Arc<Segment>, SegmentBody, StreamExtent);
 
 /// The parts of a stream in the segments, newest first, as of a committed sequence.
 struct Extents<'a> {
@@ -303,7 +314,7 @@ impl<'a> Extents<'a> {
         }
     }
 
-    fn first(&self) -> Result<Option<(&'a Arc<Segment>, SegmentBody, StreamExtent)>, ReadError> {
+    fn first(&self) -> Result<Option<Part<'a>>, ReadError> {
         for segment in self.view.segments.iter().rev() {
             let body = segment.body();
             match &body {
@@ -316,7 +327,7 @@ impl<'a> Extents<'a> {
                 SegmentBody::Sealed(_) => break,
             }
         }
-        let runs = self.shared.heads.read().clone();
+        let runs = Arc::clone(&self.shared.heads.read());
         let head = runs.get(self.key).map_err(|source| ReadError::Heads {
             source: Arc::new(source),
         })?;
@@ -327,10 +338,7 @@ impl<'a> Extents<'a> {
     }
 
     /// The part that ends in this sequence.
-    fn at(
-        &self,
-        sequence: u64,
-    ) -> Result<Option<(&'a Arc<Segment>, SegmentBody, StreamExtent)>, ReadError> {
+    fn at(&self, sequence: u64) -> Result<Option<Part<'a>>, ReadError> {
         if sequence < self.view.first_sequence {
             return Ok(None);
         }
@@ -351,7 +359,7 @@ impl<'a> Extents<'a> {
         Ok(extent.map(|extent| (segment, body, extent)))
     }
 
-    fn next(&mut self) -> Result<Option<(&'a Arc<Segment>, SegmentBody, StreamExtent)>, ReadError> {
+    fn next(&mut self) -> Result<Option<Part<'a>>, ReadError> {
         let part = match self.below {
             None => self.first()?,
             Some(0) => None,

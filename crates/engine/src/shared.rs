@@ -160,7 +160,8 @@ pub(crate) struct PartitionShared {
     pub(crate) timestamp_ns: AtomicU64,
     pub(crate) view: RwLock<Arc<View>>,
     pub(crate) tail: RwLock<Tail>,
-    pub(crate) heads: RwLock<HeadRuns>,
+    /// Replaced as a whole by the maintenance.
+    pub(crate) heads: RwLock<Arc<HeadRuns>>,
     pub(crate) hooks: RwLock<Vec<CommitHook>>,
     pub(crate) counters: Arc<AtomicCounters>,
     pub(crate) stop_requested: AtomicBool,
@@ -208,7 +209,7 @@ impl PartitionShared {
             timestamp_ns: AtomicU64::new(start.timestamp_ns),
             view: RwLock::new(Arc::new(start.view)),
             tail: RwLock::new(Tail::default()),
-            heads: RwLock::new(start.heads),
+            heads: RwLock::new(Arc::new(start.heads)),
             hooks: RwLock::new(Vec::new()),
             counters: start.counters,
             stop_requested: AtomicBool::new(false),

@@ -1,5 +1,7 @@
 //! The engine as its callers see it, on a real file system.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -298,7 +300,9 @@ fn segments_roll_seal_and_stay_readable_and_trim_removes_them() {
     let proof = engine.prove(0, 3).unwrap();
     let proven = truthdb_log::check_proof(&proof).unwrap();
     assert_eq!(proven.canonical, event("s0", 2, &payload));
-    let report = engine.verify(None, true, &mut |_| ControlFlow::Continue(())).unwrap();
+    let report = engine
+        .verify(None, true, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     assert_eq!(report.findings, vec![]);
     assert!(report.events > 0);
     let tagged = Filter {
