@@ -145,7 +145,8 @@ impl<'a> EventBuilder<'a> {
         check_limit("payload bytes", self.payload.len(), EVENT_PAYLOAD_BYTES_MAX)
     }
 
-    /// Appends the canonical bytes to `out` and returns how many they are. On an error `out` is unchanged.
+    /// Appends the canonical bytes to `out` and returns how many they are. On an error `out` is
+    /// unchanged.
     ///
     /// # Errors
     ///

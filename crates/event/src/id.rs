@@ -12,7 +12,8 @@ pub struct EventId(pub [u8; 16]);
 /// Text that is not an event id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not an event id: expected 32 hexadecimal digits, with or without the hyphens of a UUID"
+    "{text:?} is not an event id: expected 32 hexadecimal digits, \
+     with or without the hyphens of a UUID"
 )]
 pub struct EventIdError {
     text: String,
@@ -56,7 +57,8 @@ impl fmt::Debug for EventId {
 impl FromStr for EventId {
     type Err = EventIdError;
 
-    /// Accepts `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx` and 32 digits without hyphens, in either case.
+    /// Accepts `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx` and 32 digits without hyphens, in either
+    /// case.
     fn from_str(text: &str) -> Result<EventId, EventIdError> {
         let error = || EventIdError {
             text: text.chars().take(64).collect(),

@@ -1,10 +1,11 @@
 //! Canonical event bytes: one layout for the wire, the log and the hash tree.
 //!
-//! An event is encoded once, by whoever creates it, and the same bytes are checksummed, stored, hashed and sent to
-//! readers. [`EventBuilder`] writes them, [`EventRef`] reads them in place.
+//! An event is encoded once, by whoever creates it, and the same bytes are checksummed, stored,
+//! hashed and sent to readers. [`EventBuilder`] writes them, [`EventRef`] reads them in place.
 //!
 //! Invariants:
-//! 1. An accepted encoding is exact: every length agrees, nothing is left over, and reserved bytes are zero.
+//! 1. An accepted encoding is exact: every length agrees, nothing is left over, and reserved bytes
+//!    are zero.
 //!    There is one encoding for one event, so equal events have equal bytes and equal hashes.
 //! 2. Names are UTF-8 without control characters; the payload is opaque.
 //! 3. The limits here are checked at the door, so that nothing behind it needs to.

@@ -107,11 +107,13 @@ pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), EventErr
 }
 
 impl<'a> EventRef<'a> {
-    /// Length of the event that begins at `bytes`, from its header alone; the rest need not be there yet.
+    /// Length of the event that begins at `bytes`, from its header alone; the rest need not be
+    /// there yet.
     ///
     /// # Errors
     ///
-    /// [`EventError::TooShort`] if the header is not complete, and whatever is wrong with the header's lengths.
+    /// [`EventError::TooShort`] if the header is not complete, and whatever is wrong with the
+    /// header's lengths.
     pub fn parse_prefix(bytes: &[u8]) -> Result<usize, EventError> {
         Ok(Lengths::read(bytes)?.total())
     }
@@ -138,7 +140,8 @@ impl<'a> EventRef<'a> {
 
     /// Checks that the lengths agree and that the names are UTF-8, and no more.
     ///
-    /// For bytes whose checksum was verified, so that they are what [`EventRef::parse`] once accepted.
+    /// For bytes whose checksum was verified, so that they are what [`EventRef::parse`] once
+    /// accepted.
     ///
     /// # Errors
     ///
@@ -335,7 +338,8 @@ impl<'a> Iterator for Tags<'a> {
     }
 }
 
-/// Metadata of an event as (key, value); ends early where the section is malformed, which [`EventRef::parse`] refuses.
+/// Metadata of an event as (key, value); ends early where the section is malformed, which
+/// [`EventRef::parse`] refuses.
 #[derive(Debug, Clone)]
 pub struct Metadata<'a> {
     rest: &'a [u8],

@@ -5,7 +5,8 @@ pub const PARTITION_SEED: u64 = 0x5452_5554_4844_4231;
 
 /// The partition of a stream: `xxh64(stream, PARTITION_SEED) % partition_count`.
 ///
-/// Streams whose name begins with `$` are exempt ([`is_system_stream`]): they live in the partition they concern.
+/// Streams whose name begins with `$` are exempt ([`is_system_stream`]): they live in the partition
+/// they concern.
 ///
 /// # Panics
 ///
@@ -16,7 +17,8 @@ pub fn partition_of(stream: &str, partition_count: u32) -> u32 {
     u32::try_from(hash % u64::from(partition_count)).expect("a remainder is below its divisor")
 }
 
-/// Whether a stream is the system's own: its name begins with `$`. Users may read it, not append to it.
+/// Whether a stream is the system's own: its name begins with `$`. Users may read it, not append to
+/// it.
 #[inline]
 pub fn is_system_stream(stream: &str) -> bool {
     stream.as_bytes().first() == Some(&b'$')
@@ -34,7 +36,11 @@ mod tests {
         ("order/2024/000123", 0x52ca_0733_c7a1_2646, [0, 0, 2, 70]),
         ("zażółć", 0xb135_7c93_8c51_44db, [0, 1, 3, 219]),
         ("Ω", 0x6c53_487b_c26b_b920, [0, 1, 0, 32]),
-        ("a-stream-name-that-is-longer-than-thirty-two-bytes", 0x0549_5e6b_3453_5823, [0, 0, 3, 35]),
+        (
+            "a-stream-name-that-is-longer-than-thirty-two-bytes",
+            0x0549_5e6b_3453_5823,
+            [0, 0, 3, 35],
+        ),
     ];
 
     #[test]

@@ -1,5 +1,7 @@
 //! Canonical events: round trips, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use proptest::prelude::*;
 use truthdb_event::*;
 
@@ -99,7 +101,10 @@ fn every_prefix_and_every_longer_event_is_refused() {
     }
     let mut longer = bytes;
     longer.push(0);
-    assert_eq!(EventRef::parse(&longer), Err(EventError::TrailingBytes { extra: 1 }));
+    assert_eq!(
+        EventRef::parse(&longer),
+        Err(EventError::TrailingBytes { extra: 1 })
+    );
 }
 
 fn refused(change: impl for<'a> FnOnce(EventBuilder<'a>) -> EventBuilder<'a>) -> EventError {
@@ -119,44 +124,96 @@ fn limits_are_checked_when_an_event_is_built() {
         EventError::LimitExceeded { max, .. } => max,
         other => panic!("{other}"),
     };
-    assert_eq!(limit(refused(|event| event.content_type(long))), CONTENT_TYPE_BYTES_MAX);
+    assert_eq!(
+        limit(refused(|event| event.content_type(long))),
+        CONTENT_TYPE_BYTES_MAX
+    );
     assert_eq!(limit(refused(|event| event.tag(long))), TAG_BYTES_MAX);
-    let many = |event| tags.iter().fold(event, |event: EventBuilder<'static>, tag| event.tag(tag));
+    let many = |event| {
+        tags.iter()
+            .fold(event, |event: EventBuilder<'static>, tag| event.tag(tag))
+    };
     let mut out = Vec::new();
     let event = EventBuilder::new("s", "t").id(EventId::from_bytes([1; 16]));
-    assert_eq!(limit(many(event).encode_into(&mut out).unwrap_err()), TAGS_MAX);
+    assert_eq!(
+        limit(many(event).encode_into(&mut out).unwrap_err()),
+        TAGS_MAX
+    );
     let value: &'static str = String::leak("x".repeat(METADATA_BYTES_MAX - 3));
-    assert_eq!(limit(refused(|event| event.metadata("k", value))), METADATA_BYTES_MAX);
+    assert_eq!(
+        limit(refused(|event| event.metadata("k", value))),
+        METADATA_BYTES_MAX
+    );
     let payload: &'static [u8] = Vec::leak(vec![0; EVENT_PAYLOAD_BYTES_MAX + 1]);
-    assert_eq!(limit(refused(|event| event.payload(payload))), EVENT_PAYLOAD_BYTES_MAX);
-    assert_eq!(refused(|event| event.id(EventId::default())), EventError::Empty { field: "event id" });
-    let error = EventBuilder::new(long, "t").id(EventId::from_bytes([1; 16])).check();
+    assert_eq!(
+        limit(refused(|event| event.payload(payload))),
+        EVENT_PAYLOAD_BYTES_MAX
+    );
+    assert_eq!(
+        refused(|event| event.id(EventId::default())),
+        EventError::Empty { field: "event id" }
+    );
+    let error = EventBuilder::new(long, "t")
+        .id(EventId::from_bytes([1; 16]))
+        .check();
     assert_eq!(limit(error.unwrap_err()), STREAM_NAME_BYTES_MAX);
 }
 
 #[test]
 fn bad_names_and_duplicates_are_refused_by_builder_and_parser() {
     for name in ["a\nb", "\u{7f}", "a\u{85}"] {
-        let error = EventBuilder::new(name, "t").id(EventId::from_bytes([1; 16])).check();
-        assert!(matches!(error, Err(EventError::ControlCharacter { field: "stream", .. })));
+        let error = EventBuilder::new(name, "t")
+            .id(EventId::from_bytes([1; 16]))
+            .check();
+        assert!(matches!(
+            error,
+            Err(EventError::ControlCharacter {
+                field: "stream",
+                ..
+            })
+        ));
     }
-    assert!(matches!(refused(|event| event.tag("a").tag("a")), EventError::Duplicate { .. }));
+    assert!(matches!(
+        refused(|event| event.tag("a").tag("a")),
+        EventError::Duplicate { .. }
+    ));
     let error = refused(|event| event.metadata("a", "1").metadata("a", "2"));
     assert!(matches!(error, EventError::Duplicate { .. }));
 
     let parsed = |from: &[u8], to: &[u8]| {
         let mut bytes = valid();
-        let at = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        let at = bytes
+            .windows(from.len())
+            .position(|window| window == from)
+            .unwrap();
         bytes[at..at + to.len()].copy_from_slice(to);
         EventRef::parse(&bytes).unwrap_err()
     };
-    let duplicate = EventError::Duplicate { field: "tag", name: "a".to_owned() };
+    let duplicate = EventError::Duplicate {
+        field: "tag",
+        name: "a".to_owned(),
+    };
     assert_eq!(parsed(b"\x01a\x01b", b"\x01a\x01a"), duplicate);
-    assert_eq!(parsed(b"\x01a\x01b", b"\x01a\x02b"), EventError::Section { field: "tags" });
-    assert_eq!(parsed(b"account-1", b"account-\xff"), EventError::NotUtf8 { field: "stream" });
-    assert!(matches!(parsed(b"account-1", b"account-\n"), EventError::ControlCharacter { .. }));
-    assert_eq!(parsed(b"\x0ccausation", b"\x0ecausation"), EventError::Section { field: "metadata" });
+    assert_eq!(
+        parsed(b"\x01a\x01b", b"\x01a\x02b"),
+        EventError::Section { field: "tags" }
+    );
+    assert_eq!(
+        parsed(b"account-1", b"account-\xff"),
+        EventError::NotUtf8 { field: "stream" }
+    );
+    assert!(matches!(
+        parsed(b"account-1", b"account-\n"),
+        EventError::ControlCharacter { .. }
+    ));
+    assert_eq!(
+        parsed(b"\x0ccausation", b"\x0ecausation"),
+        EventError::Section { field: "metadata" }
+    );
     let mut bytes = valid();
     bytes[27] = 1;
-    assert_eq!(EventRef::parse(&bytes), Err(EventError::Reserved { value: 1 }));
+    assert_eq!(
+        EventRef::parse(&bytes),
+        Err(EventError::Reserved { value: 1 })
+    );
 }

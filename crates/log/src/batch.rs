@@ -1,8 +1,9 @@
 //! Batches: the header that binds a batch to its place, and the body with its table of events.
 //!
-//! A body is `checksums u64[n] | revisions u64[n] | lengths u32[n] | n canonical events`, the same on disk, in packed
-//! blocks, in the tail cache and on the way to a reader. The header's `body_checksum` covers the table only; the table
-//! holds the checksum of each event. So stamping revisions rehashes no payload, and one event can be checked alone.
+//! A body is `checksums u64[n] | revisions u64[n] | lengths u32[n] | n canonical events`, the same
+//! on disk, in packed blocks, in the tail cache and on the way to a reader. The header's
+//! `body_checksum` covers the table only; the table holds the checksum of each event. So stamping
+//! revisions rehashes no payload, and one event can be checked alone.
 
 use std::ops::Range;
 
@@ -34,8 +35,8 @@ pub type BatchHeaderError = FormatError;
 
 /// Header of a batch in a segment of the active layout, or a mark.
 ///
-/// A mark is a header without events. It only says what is durable, so that damage to the last acknowledged batch is
-/// told from a torn tail.
+/// A mark is a header without events. It only says what is durable, so that damage to the last
+/// acknowledged batch is told from a torn tail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHeader {
     /// A mark: no events.
@@ -48,17 +49,19 @@ pub struct BatchHeader {
     pub offset: u64,
     /// Sequence of the first event; for a mark the sequence that the next event will get.
     pub first_sequence: u64,
-    /// Time of all events of the batch, nanoseconds since 1970 UTC; never less than that of the batch before.
+    /// Time of all events of the batch, nanoseconds since 1970 UTC; never less than that of the
+    /// batch before.
     pub timestamp_ns: u64,
-    /// Checksum of the header before this one in the partition, batch or mark, also across segments; 0 for the first.
+    /// Checksum of the header before this one in the partition, batch or mark, also across
+    /// segments; 0 for the first.
     pub previous_checksum: u64,
     /// Checksum of the table, [`body_checksum`]; 0 for a mark.
     pub body_checksum: u64,
     /// Highest sequence that was known durable when this was submitted; 0 for none.
     pub flushed_sequence: u64,
-    /// Everything in this file before this offset was known durable when this was submitted: the end of a group, a
-    /// multiple of the block, at least [`crate::SEGMENT_HEADER_BYTES`]. This, not the sequence, is what recovery asks, since
-    /// marks have no sequence of their own.
+    /// Everything in this file before this offset was known durable when this was submitted: the
+    /// end of a group, a multiple of the block, at least [`crate::SEGMENT_HEADER_BYTES`]. This, not
+    /// the sequence, is what recovery asks, since marks have no sequence of their own.
     pub flushed_offset: u64,
     /// Number of events; 0 for a mark.
     pub event_count: u32,
@@ -67,8 +70,8 @@ pub struct BatchHeader {
 }
 
 impl BatchHeader {
-    /// The header's bytes, checksum first. The first 8 bytes are what the next header's `previous_checksum` must be:
-    /// [`header_checksum`].
+    /// The header's bytes, checksum first. The first 8 bytes are what the next header's
+    /// `previous_checksum` must be: [`header_checksum`].
     pub fn encode(&self) -> [u8; BATCH_HEADER_BYTES] {
         let mut bytes = [0u8; BATCH_HEADER_BYTES];
         let mut flags = 0;
@@ -96,14 +99,21 @@ impl BatchHeader {
         bytes
     }
 
-    /// Reads a header, and believes it only as far as it is consistent in itself: checksum, magic, version, counts.
-    /// Whether it belongs where it was found is [`BatchHeader::check_place`]'s question.
+    /// Reads a header, and believes it only as far as it is consistent in itself: checksum, magic,
+    /// version, counts. Whether it belongs where it was found is [`BatchHeader::check_place`]'s
+    /// question.
     ///
     /// # Errors
     ///
     /// What is wrong, with the name of the field.
     pub fn decode(bytes: &[u8]) -> Result<BatchHeader, BatchHeaderError> {
-        check_preamble(STRUCTURE, bytes, BATCH_HEADER_BYTES, BATCH_MAGIC, BATCH_VERSION)?;
+        check_preamble(
+            STRUCTURE,
+            bytes,
+            BATCH_HEADER_BYTES,
+            BATCH_MAGIC,
+            BATCH_VERSION,
+        )?;
         let mut fields = FieldReader::new(&bytes[..BATCH_HEADER_BYTES], 14);
         let flags = fields.u16();
         let header = BatchHeader {
@@ -129,7 +139,12 @@ impl BatchHeader {
 
     fn check_fields(&self) -> Result<(), BatchHeaderError> {
         let (count, bytes) = (u64::from(self.event_count), u64::from(self.body_bytes));
-        require(self.offset.is_multiple_of(8), "offset", self.offset, "a multiple of 8")?;
+        require(
+            self.offset.is_multiple_of(8),
+            "offset",
+            self.offset,
+            "a multiple of 8",
+        )?;
         require(self.first_sequence > 0, "first sequence", 0, "at least 1")?;
         if self.mark {
             require(count == 0, "event count", count, "0 for a mark")?;
@@ -138,12 +153,32 @@ impl BatchHeader {
         }
         require(!self.clean_stop, "flags", 2, "a clean stop is a mark")?;
         require(count > 0, "event count", count, "at least 1")?;
-        require(count <= to_u64(BATCH_EVENTS_MAX), "event count", count, "at most the limit")?;
+        require(
+            count <= to_u64(BATCH_EVENTS_MAX),
+            "event count",
+            count,
+            "at most the limit",
+        )?;
         let table = to_u64(table_bytes(self.event_count));
-        require(bytes > table, "body bytes", bytes, "more than the table of its events")?;
-        require(bytes <= to_u64(BATCH_BYTES_MAX), "body bytes", bytes, "at most the limit")?;
+        require(
+            bytes > table,
+            "body bytes",
+            bytes,
+            "more than the table of its events",
+        )?;
+        require(
+            bytes <= to_u64(BATCH_BYTES_MAX),
+            "body bytes",
+            bytes,
+            "at most the limit",
+        )?;
         let last = self.first_sequence.checked_add(count);
-        require(last.is_some(), "first sequence", self.first_sequence, "room for its events")
+        require(
+            last.is_some(),
+            "first sequence",
+            self.first_sequence,
+            "room for its events",
+        )
     }
 
     /// Checks that the header was written for this place.
@@ -154,7 +189,12 @@ impl BatchHeader {
     pub fn check_place(&self, place: &Place, offset: u64) -> Result<(), BatchHeaderError> {
         check_place(STRUCTURE, place, &self.place)?;
         if self.offset != offset {
-            return Err(FormatError::misplaced(STRUCTURE, "offset", offset, self.offset));
+            return Err(FormatError::misplaced(
+                STRUCTURE,
+                "offset",
+                offset,
+                self.offset,
+            ));
         }
         Ok(())
     }
@@ -176,7 +216,16 @@ fn require(
     found: u64,
     reason: &'static str,
 ) -> Result<(), FormatError> {
-    if holds { Ok(()) } else { Err(FormatError::Field { structure: STRUCTURE, field, found, reason }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(FormatError::Field {
+            structure: STRUCTURE,
+            field,
+            found,
+            reason,
+        })
+    }
 }
 
 /// The checksum of an encoded header: what the next header's `previous_checksum` must be.
@@ -194,7 +243,8 @@ pub const fn body_bytes(event_count: u32, canonical_bytes: usize) -> usize {
     table_bytes(event_count) + canonical_bytes
 }
 
-/// Bytes that a batch takes in a segment of the active layout: header, body and padding to a multiple of 8.
+/// Bytes that a batch takes in a segment of the active layout: header, body and padding to a
+/// multiple of 8.
 pub const fn padded_batch_bytes(body_bytes: usize) -> u64 {
     BATCH_HEADER_BYTES as u64 + align8(body_bytes as u64)
 }
@@ -212,7 +262,10 @@ pub fn write_table_row(
     revision: u64,
     length: u32,
 ) {
-    assert!(index < event_count, "row {index} of a table of {event_count}");
+    assert!(
+        index < event_count,
+        "row {index} of a table of {event_count}"
+    );
     let (count, index) = (to_usize(event_count.into()), to_usize(index.into()));
     FieldWriter::new(body, index * 8).u64(checksum);
     FieldWriter::new(body, count * 8 + index * 8).u64(revision);
@@ -304,7 +357,8 @@ impl<'a> StoredEvent<'a> {
     ///
     /// # Panics
     ///
-    /// If the bytes are not an event: call it on batches that were verified, as all that a reader returns are.
+    /// If the bytes are not an event: call it on batches that were verified, as all that a reader
+    /// returns are.
     pub fn event(&self) -> EventRef<'a> {
         self.try_event().expect("the batch was verified")
     }
@@ -332,10 +386,13 @@ impl StoredBatch {
 
     /// Bytes of the canonical events alone.
     pub fn canonical_bytes(&self) -> usize {
-        self.body.len().saturating_sub(table_bytes(self.event_count))
+        self.body
+            .len()
+            .saturating_sub(table_bytes(self.event_count))
     }
 
-    /// Checks that the table's lengths add up, that every event has its checksum, and that it is an event.
+    /// Checks that the table's lengths add up, that every event has its checksum, and that it is an
+    /// event.
     ///
     /// # Errors
     ///
@@ -349,7 +406,11 @@ impl StoredBatch {
             let sequence = self.first_sequence + to_u64(index);
             let (found, computed) = (rows.checksum(index), event_checksum(bytes));
             if found != computed {
-                return Err(CorruptBatch::Event { sequence, found, computed });
+                return Err(CorruptBatch::Event {
+                    sequence,
+                    found,
+                    computed,
+                });
             }
             EventRef::parse_trusted(bytes)
                 .map_err(|source| CorruptBatch::Canonical { sequence, source })?;
@@ -358,9 +419,14 @@ impl StoredBatch {
         Ok(())
     }
 
-    /// The events in order. Meant for verified batches: ends early where the lengths do not fit the body.
+    /// The events in order. Meant for verified batches: ends early where the lengths do not fit the
+    /// body.
     pub fn events(&self) -> Events<'_> {
-        Events { batch: self, index: 0, at: table_bytes(self.event_count) }
+        Events {
+            batch: self,
+            index: 0,
+            at: table_bytes(self.event_count),
+        }
     }
 
     /// The event at `index`, `None` if there are fewer. Costs a sum over the lengths before it.
@@ -373,7 +439,12 @@ impl StoredBatch {
         let before: usize = (0..to_usize(index.into()))
             .map(|row| to_usize(u32_at(&self.body, lengths + row * 4).into()))
             .sum();
-        Events { batch: self, index, at: table + before }.next()
+        Events {
+            batch: self,
+            index,
+            at: table + before,
+        }
+        .next()
     }
 
     /// The event with this sequence, `None` if it is not in this batch.
@@ -382,13 +453,17 @@ impl StoredBatch {
         self.event(u32::try_from(index).ok()?)
     }
 
-    /// A batch of the events with these indexes, with a body of its own; all of them shares the body.
+    /// A batch of the events with these indexes, with a body of its own; all of them shares the
+    /// body.
     ///
     /// # Panics
     ///
     /// If the range is empty or reaches beyond the batch.
     pub fn select(&self, range: Range<u32>) -> StoredBatch {
-        assert!(range.start < range.end && range.end <= self.event_count, "{range:?}");
+        assert!(
+            range.start < range.end && range.end <= self.event_count,
+            "{range:?}"
+        );
         if range == (0..self.event_count) {
             return self.clone();
         }
@@ -402,7 +477,14 @@ impl StoredBatch {
         let mut at = table_bytes(count);
         for (index, event) in (0..count).zip(events()) {
             let length = u32::try_from(event.bytes.len()).expect("it was a u32 in the old table");
-            write_table_row(&mut body, count, index, event.checksum, event.revision, length);
+            write_table_row(
+                &mut body,
+                count,
+                index,
+                event.checksum,
+                event.revision,
+                length,
+            );
             body[at..at + event.bytes.len()].copy_from_slice(event.bytes);
             at += event.bytes.len();
         }
@@ -429,10 +511,14 @@ impl<'a> Rows<'a> {
         let lengths_at = count * 16;
         let available = to_u64(body.len()).checked_sub(to_u64(table));
         let Some(available) = available else {
-            return Err(CorruptBatch::Lengths { needed: to_u64(table), available: 0 });
+            return Err(CorruptBatch::Lengths {
+                needed: to_u64(table),
+                available: 0,
+            });
         };
-        let needed: u64 =
-            (0..count).map(|row| u64::from(u32_at(body, lengths_at + row * 4))).sum();
+        let needed: u64 = (0..count)
+            .map(|row| u64::from(u32_at(body, lengths_at + row * 4)))
+            .sum();
         if needed != available {
             return Err(CorruptBatch::Lengths { needed, available });
         }
@@ -460,7 +546,11 @@ impl<'a> Iterator for Events<'a> {
     type Item = StoredEvent<'a>;
 
     fn next(&mut self) -> Option<StoredEvent<'a>> {
-        let StoredBatch { event_count, ref body, .. } = *self.batch;
+        let StoredBatch {
+            event_count,
+            ref body,
+            ..
+        } = *self.batch;
         if self.index >= event_count {
             return None;
         }

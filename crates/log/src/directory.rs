@@ -1,11 +1,13 @@
 //! The database's directory: making one, and opening one.
 //!
-//! Order of writes when a database is made: the marker `metadata/creating`, every directory and first segment, the
-//! schema, and the manifest last; then the marker goes. A crash before the manifest leaves a directory with a marker and no
-//! manifest: neither complete nor fresh, and making the database again may sweep it, because nobody ever wrote events
-//! to it. A crash after the manifest leaves a complete database with a marker to remove.
+//! Order of writes when a database is made: the marker `metadata/creating`, every directory and
+//! first segment, the schema, and the manifest last; then the marker goes. A crash before the
+//! manifest leaves a directory with a marker and no manifest: neither complete nor fresh, and
+//! making the database again may sweep it, because nobody ever wrote events to it. A crash after
+//! the manifest leaves a complete database with a marker to remove.
 //!
-//! A directory with partitions but without manifest and marker has lost its manifest. It is never taken for a fresh one.
+//! A directory with partitions but without manifest and marker has lost its manifest. It is never
+//! taken for a fresh one.
 
 use std::io;
 
@@ -194,12 +196,16 @@ impl std::fmt::Debug for DatabaseLayout {
 ///
 /// # Errors
 ///
-/// [`DirectoryError::Missing`] if there is data but no manifest; [`DirectoryError::NotEmpty`] if there are
-/// files of others and no database.
+/// [`DirectoryError::Missing`] if there is data but no manifest; [`DirectoryError::NotEmpty`] if
+/// there are files of others and no database.
 pub fn directory_state(storage: &dyn Storage) -> Result<DirectoryState, DirectoryError> {
     let root = list_or_empty(storage, "")?;
     let metadata = list_or_empty(storage, METADATA_DIR)?;
-    let has = |path: &str| metadata.iter().any(|name| format!("{METADATA_DIR}/{name}") == path);
+    let has = |path: &str| {
+        metadata
+            .iter()
+            .any(|name| format!("{METADATA_DIR}/{name}") == path)
+    };
     if has(MANIFEST_PATH) {
         return Ok(DirectoryState::Database);
     }
@@ -208,7 +214,10 @@ pub fn directory_state(storage: &dyn Storage) -> Result<DirectoryState, Director
     }
     if has(SCHEMA_PATH) || root.iter().any(|name| parse_partition_dir(name).is_some()) {
         let advice = "the directory holds a database that lost it, restore it from a backup";
-        return Err(DirectoryError::Missing { path: MANIFEST_PATH.to_owned(), advice });
+        return Err(DirectoryError::Missing {
+            path: MANIFEST_PATH.to_owned(),
+            advice,
+        });
     }
     let other = |name: &&String| *name != METADATA_DIR && !KNOWN_OTHERS.contains(&name.as_str());
     match root.iter().find(other) {
@@ -217,21 +226,23 @@ pub fn directory_state(storage: &dyn Storage) -> Result<DirectoryState, Director
     }
 }
 
-/// Makes a database in an empty or absent directory, durably. See the module's documentation for the order.
+/// Makes a database in an empty or absent directory, durably. See the module's documentation for
+/// the order.
 ///
 /// # Errors
 ///
-/// [`DirectoryError::NotEmpty`] if anything is there, and what the operating system refuses. After an error or a crash the same
-/// call may be made again.
-pub fn create_database(
-    world: &World,
-    options: &CreateOptions,
-) -> Result<Manifest, DirectoryError> {
+/// [`DirectoryError::NotEmpty`] if anything is there, and what the operating system refuses. After
+/// an error or a crash the same call may be made again.
+pub fn create_database(world: &World, options: &CreateOptions) -> Result<Manifest, DirectoryError> {
     let storage = world.storage.as_ref();
     check_options(options)?;
     // Refuse before anything is touched, and again under the lock.
     refuse_database(storage)?;
-    do_io("create", METADATA_DIR, storage.durable_create_dir(METADATA_DIR))?;
+    do_io(
+        "create",
+        METADATA_DIR,
+        storage.durable_create_dir(METADATA_DIR),
+    )?;
     let _lock = lock(storage, &options.holder)?;
     refuse_database(storage)?;
     sweep_interrupted(storage, options.partition_count)?;
@@ -269,21 +280,23 @@ pub fn create_database(
     }
     write_block_file(storage, SCHEMA_PATH, &Schema::CURRENT.encode())?;
     write_block_file(storage, MANIFEST_PATH, &manifest.encode())?;
-    do_io("remove", CREATING_PATH, storage.durable_remove(CREATING_PATH))?;
+    do_io(
+        "remove",
+        CREATING_PATH,
+        storage.durable_remove(CREATING_PATH),
+    )?;
     Ok(manifest)
 }
 
-/// Opens a database's directory: takes the lock, then checks that everything is there and of a version this program reads.
+/// Opens a database's directory: takes the lock, then checks that everything is there and of a
+/// version this program reads.
 ///
 /// Segments are not looked at; see [`crate::discover_segments`].
 ///
 /// # Errors
 ///
 /// Missing, empty and unreadable are three different errors; each says what to do.
-pub fn open_database_layout(
-    world: &World,
-    holder: &str,
-) -> Result<DatabaseLayout, DirectoryError> {
+pub fn open_database_layout(world: &World, holder: &str) -> Result<DatabaseLayout, DirectoryError> {
     let storage = world.storage.as_ref();
     match directory_state(storage) {
         Ok(DirectoryState::Database) => {}
@@ -300,7 +313,10 @@ pub fn open_database_layout(
             Some(partition) if partition < manifest.partition_count => {}
             Some(_) => {
                 let partition_count = manifest.partition_count;
-                return Err(DirectoryError::UnexpectedPartition { path: name, partition_count });
+                return Err(DirectoryError::UnexpectedPartition {
+                    path: name,
+                    partition_count,
+                });
             }
             None if name == METADATA_DIR || KNOWN_OTHERS.contains(&name.as_str()) => {}
             None => foreign.push(name),
@@ -311,9 +327,18 @@ pub fn open_database_layout(
         check_partition_dir(storage, partition, &mut foreign)?;
     }
     if storage.open(CREATING_PATH, OpenMode::Read).is_ok() {
-        do_io("remove", CREATING_PATH, storage.durable_remove(CREATING_PATH))?;
+        do_io(
+            "remove",
+            CREATING_PATH,
+            storage.durable_remove(CREATING_PATH),
+        )?;
     }
-    Ok(DatabaseLayout { manifest, schema, foreign, lock })
+    Ok(DatabaseLayout {
+        manifest,
+        schema,
+        foreign,
+        lock,
+    })
 }
 
 /// Reads the manifest, without the lock.
@@ -342,16 +367,25 @@ pub fn read_schema(storage: &dyn Storage) -> Result<Schema, DirectoryError> {
 ///
 /// # Errors
 ///
-/// What the operating system refuses. A file under the temporary name may be left, which the next call removes.
-pub fn create_segment(
-    storage: &dyn Storage,
-    header: &SegmentHeader,
-) -> Result<(), DirectoryError> {
+/// What the operating system refuses. A file under the temporary name may be left, which the next
+/// call removes.
+pub fn create_segment(storage: &dyn Storage, header: &SegmentHeader) -> Result<(), DirectoryError> {
     let (partition, segment) = (header.place.partition, header.place.segment);
-    let (path, new_path) = (segment_path(partition, segment), segment_new_path(partition, segment));
+    let (path, new_path) = (
+        segment_path(partition, segment),
+        segment_new_path(partition, segment),
+    );
     remove_if_there(storage, &new_path)?;
-    let file = do_io("create", &new_path, storage.open(&new_path, OpenMode::CreateNew))?;
-    do_io("reserve space for", &new_path, file.allocate(header.segment_bytes))?;
+    let file = do_io(
+        "create",
+        &new_path,
+        storage.open(&new_path, OpenMode::CreateNew),
+    )?;
+    do_io(
+        "reserve space for",
+        &new_path,
+        file.allocate(header.segment_bytes),
+    )?;
     let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
     block.copy_from_slice(&header.encode());
     do_io("write", &new_path, file.write_at(&block, BLOCK_BYTES, 0))?;
@@ -368,23 +402,29 @@ fn check_options(options: &CreateOptions) -> Result<(), DirectoryError> {
         });
     }
     let value = options.segment_bytes;
-    check_segment_bytes(value)
-        .map_err(|reason| DirectoryError::Option { option: "segment bytes", value, reason })
+    check_segment_bytes(value).map_err(|reason| DirectoryError::Option {
+        option: "segment bytes",
+        value,
+        reason,
+    })
 }
 
 fn refuse_database(storage: &dyn Storage) -> Result<(), DirectoryError> {
     match directory_state(storage)? {
-        DirectoryState::Database => {
-            Err(DirectoryError::NotEmpty { path: MANIFEST_PATH.to_owned() })
-        }
+        DirectoryState::Database => Err(DirectoryError::NotEmpty {
+            path: MANIFEST_PATH.to_owned(),
+        }),
         DirectoryState::Fresh | DirectoryState::Interrupted => Ok(()),
     }
 }
 
-/// Removes the files of a database that was never finished. Called only where marker and manifest say so.
+/// Removes the files of a database that was never finished. Called only where marker and manifest
+/// say so.
 fn sweep_interrupted(storage: &dyn Storage, partition_count: u32) -> Result<(), DirectoryError> {
     for name in list_or_empty(storage, "")? {
-        let Some(partition) = parse_partition_dir(&name) else { continue };
+        let Some(partition) = parse_partition_dir(&name) else {
+            continue;
+        };
         if partition >= partition_count {
             return Err(DirectoryError::NotEmpty { path: name });
         }
@@ -408,8 +448,8 @@ fn check_metadata_dir(storage: &dyn Storage) -> Result<Vec<String>, DirectoryErr
         .collect())
 }
 
-/// Checks that a partition's directories are there. A missing index directory is made again: it holds nothing that
-/// cannot be rebuilt.
+/// Checks that a partition's directories are there. A missing index directory is made again: it
+/// holds nothing that cannot be rebuilt.
 fn check_partition_dir(
     storage: &dyn Storage,
     partition: u32,
@@ -429,16 +469,18 @@ fn check_partition_dir(
     let index = index_dir(partition);
     do_io("create", &index, storage.durable_create_dir(&index))?;
     let names = list_or_empty(storage, &dir)?;
-    let others = names.iter().filter(|name| !["wal", "index", SNAPSHOTS_DIR, "trim.bin", "trim.bin.new"].contains(&&***name));
+    let others = names.iter().filter(|name| {
+        !["wal", "index", SNAPSHOTS_DIR, "trim.bin", "trim.bin.new"].contains(&&***name)
+    });
     foreign.extend(others.map(|name| format!("{dir}/{name}")));
     Ok(())
 }
 
 fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Send + Sync>, DirectoryError> {
     match storage.lock(LOCK_PATH, holder) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(DirectoryError::Locked { holder: error.to_string() })
-        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(DirectoryError::Locked {
+            holder: error.to_string(),
+        }),
         result => do_io("lock", LOCK_PATH, result),
     }
 }
@@ -446,15 +488,23 @@ fn lock(storage: &dyn Storage, holder: &str) -> Result<Box<dyn Send + Sync>, Dir
 fn damaged(path: &str, source: FormatError) -> DirectoryError {
     let path = path.to_owned();
     match source {
-        FormatError::NewerFormat { found, supported, .. } => {
-            DirectoryError::NewerFormat { path, found, supported }
-        }
+        FormatError::NewerFormat {
+            found, supported, ..
+        } => DirectoryError::NewerFormat {
+            path,
+            found,
+            supported,
+        },
         source => DirectoryError::Damaged { path, source },
     }
 }
 
 fn do_io<T>(action: &'static str, path: &str, result: io::Result<T>) -> Result<T, DirectoryError> {
-    result.map_err(|source| DirectoryError::Io { action, path: path.to_owned(), source })
+    result.map_err(|source| DirectoryError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn remove_if_there(storage: &dyn Storage, path: &str) -> Result<(), DirectoryError> {
@@ -468,7 +518,10 @@ fn list_or_empty(storage: &dyn Storage, path: &str) -> Result<Vec<String>, Direc
     match storage.list(path) {
         Ok(entries) => Ok(entries.into_iter().map(|entry| entry.name).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(DirectoryError::Unreadable { path: path.to_owned(), source }),
+        Err(source) => Err(DirectoryError::Unreadable {
+            path: path.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -477,24 +530,37 @@ fn read_block_file(
     path: &str,
     advice: &'static str,
 ) -> Result<AlignedBuf, DirectoryError> {
-    let unreadable = |source| DirectoryError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| DirectoryError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let file = match storage.open(path, OpenMode::Read) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(DirectoryError::Missing { path: path.to_owned(), advice });
+            return Err(DirectoryError::Missing {
+                path: path.to_owned(),
+                advice,
+            });
         }
         Err(source) => return Err(unreadable(source)),
     };
     let length = file.len().map_err(unreadable)?;
     if length == 0 {
-        return Err(DirectoryError::Empty { path: path.to_owned() });
+        return Err(DirectoryError::Empty {
+            path: path.to_owned(),
+        });
     }
     if length != to_u64(BLOCK_BYTES) {
         let source = FormatError::misplaced("file", "length", BLOCK_BYTES, length);
-        return Err(DirectoryError::Damaged { path: path.to_owned(), source });
+        return Err(DirectoryError::Damaged {
+            path: path.to_owned(),
+            source,
+        });
     }
     let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
-    let read = file.read_at(&mut block, BLOCK_BYTES, 0).map_err(unreadable)?;
+    let read = file
+        .read_at(&mut block, BLOCK_BYTES, 0)
+        .map_err(unreadable)?;
     if read != BLOCK_BYTES {
         return Err(unreadable(io::ErrorKind::UnexpectedEof.into()));
     }
@@ -509,7 +575,11 @@ fn write_block_file(
 ) -> Result<(), DirectoryError> {
     let new_path = format!("{path}.new");
     remove_if_there(storage, &new_path)?;
-    let file = do_io("create", &new_path, storage.open(&new_path, OpenMode::CreateNew))?;
+    let file = do_io(
+        "create",
+        &new_path,
+        storage.open(&new_path, OpenMode::CreateNew),
+    )?;
     let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
     block.copy_from_slice(content);
     do_io("write", &new_path, file.write_at(&block, BLOCK_BYTES, 0))?;

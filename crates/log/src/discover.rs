@@ -1,7 +1,7 @@
 //! Which segments a partition has, from its directory alone, and whether they fit together.
 //!
-//! Only the last block of sealed segments is read, and the first of the others, many at a time: a start costs one small read
-//! for each segment, however long the history.
+//! Only the last block of sealed segments is read, and the first of the others, many at a time: a
+//! start costs one small read for each segment, however long the history.
 
 use std::io;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 use truthdb_io::{AlignedBuf, BLOCK_BYTES, Completion, File, OpenMode, Storage};
 
 use crate::layout::{
-    FieldReader, FieldWriter, FormatError, Place, check_place, check_preamble, put_checksum, to_u64,
-    to_usize,
+    FieldReader, FieldWriter, FormatError, Place, check_place, check_preamble, put_checksum,
+    to_u64, to_usize,
 };
 use crate::manifest::Manifest;
 use crate::recovery::RecoveryError;
@@ -90,8 +90,8 @@ pub fn trim_path(partition: u32) -> String {
     format!("{}/trim.bin", partition_dir(partition))
 }
 
-/// Writes durably what is kept of a partition. Must return before the first segment below it is removed, so that a missing
-/// segment is always either below this point or lost.
+/// Writes durably what is kept of a partition. Must return before the first segment below it is
+/// removed, so that a missing segment is always either below this point or lost.
 ///
 /// # Errors
 ///
@@ -107,7 +107,10 @@ pub fn write_trim_point(
     let io = |source| RecoveryError::io("write", &path, source);
     remove_if_there(storage, &new_path).map_err(io)?;
     let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
-    block.copy_from_slice(&encode_trim(&manifest.place(partition, trim.first_segment), trim));
+    block.copy_from_slice(&encode_trim(
+        &manifest.place(partition, trim.first_segment),
+        trim,
+    ));
     let file = storage.open(&new_path, OpenMode::CreateNew).map_err(io)?;
     file.write_at(&block, BLOCK_BYTES, 0).map_err(io)?;
     file.sync().map_err(io)?;
@@ -157,22 +160,31 @@ fn decode_trim(
     let mut fields = FieldReader::new(&block[..BLOCK_BYTES], 14);
     let reserved = fields.u16();
     let place = fields.place();
-    let trim = TrimPoint { first_segment: place.segment, first_sequence: fields.u64() };
+    let trim = TrimPoint {
+        first_segment: place.segment,
+        first_sequence: fields.u64(),
+    };
     check_place(TRIM, &manifest.place(partition, place.segment), &place)?;
     let possible = trim.first_segment > 0 && trim.first_sequence > 0;
     if !possible || reserved != 0 || !fields.rest_is_zero() {
         let (field, reason) = ("fields", "first segment and sequence from 1, then zeros");
-        return Err(FormatError::Field { structure: TRIM, field, found: 0, reason });
+        return Err(FormatError::Field {
+            structure: TRIM,
+            field,
+            found: 0,
+            reason,
+        });
     }
     Ok(trim)
 }
 
-/// Lists a partition's segments, removes what interrupted work left, and checks that the segments are complete and fit together.
+/// Lists a partition's segments, removes what interrupted work left, and checks that the segments
+/// are complete and fit together.
 ///
 /// # Errors
 ///
-/// [`RecoveryError`], naming the file: missing, foreign, in the wrong place, from a newer release, or not following its
-/// predecessor.
+/// [`RecoveryError`], naming the file: missing, foreign, in the wrong place, from a newer release,
+/// or not following its predecessor.
 pub fn discover_segments(
     storage: &dyn Storage,
     partition: u32,
@@ -209,10 +221,16 @@ pub fn discover_segments(
     let segments = describe(storage, partition, manifest, &numbered)?;
     let trim = trim_of(partition, &segments, known)?;
     check_chain(partition, &segments, trim)?;
-    Ok(Discovery { segments, trim, foreign, removed })
+    Ok(Discovery {
+        segments,
+        trim,
+        foreign,
+        removed,
+    })
 }
 
-/// The newest trim point that the file or any segment names. Segments before it that are still there are kept.
+/// The newest trim point that the file or any segment names. Segments before it that are still
+/// there are kept.
 fn trim_of(
     partition: u32,
     segments: &[SegmentInfo],
@@ -224,7 +242,10 @@ fn trim_of(
         Some(first) if first.place.segment > trim.first_segment => {
             let first_segment = trim.first_segment;
             let path = segment_path(partition, first_segment);
-            Err(RecoveryError::MissingSegment { path, first_segment })
+            Err(RecoveryError::MissingSegment {
+                path,
+                first_segment,
+            })
         }
         Some(first) if first.place.segment < trim.first_segment => Ok(TrimPoint {
             first_segment: first.place.segment,
@@ -248,7 +269,10 @@ fn check_complete(
         (None, Some(_)) => return Ok(()),
     };
     let path = segment_path(partition, missing);
-    Err(RecoveryError::MissingSegment { path, first_segment })
+    Err(RecoveryError::MissingSegment {
+        path,
+        first_segment,
+    })
 }
 
 /// Reads the footers, and the headers of those without.
@@ -264,13 +288,21 @@ fn describe(
         let path = segment_path(partition, *segment);
         let file = storage.open(&path, OpenMode::Read);
         let file = file.map_err(|source| RecoveryError::io("open", &path, source))?;
-        files.push(Candidate { place, path, file, bytes: *bytes });
+        files.push(Candidate {
+            place,
+            path,
+            file,
+            bytes: *bytes,
+        });
     }
     let whole = |file: &Candidate| {
         file.bytes >= SEGMENT_HEADER_BYTES + FOOTER_BYTES
             && file.bytes.is_multiple_of(to_u64(BLOCK_BYTES))
     };
-    let reads = files.iter().filter(|file| whole(file)).map(|file| (file, file.bytes - FOOTER_BYTES));
+    let reads = files
+        .iter()
+        .filter(|file| whole(file))
+        .map(|file| (file, file.bytes - FOOTER_BYTES));
     let mut footers = read_blocks(storage, reads.collect())?.into_iter();
     let mut segments = Vec::with_capacity(files.len());
     for file in &files {
@@ -288,7 +320,11 @@ fn describe(
             Ok(None) => SegmentState::Unsealed(Box::new(file.read_header()?)),
             Err(error) => return Err(RecoveryError::format(&file.path, offset, 0, error)),
         };
-        segments.push(SegmentInfo { place: file.place, file_bytes: file.bytes, state });
+        segments.push(SegmentInfo {
+            place: file.place,
+            file_bytes: file.bytes,
+            state,
+        });
     }
     Ok(segments)
 }
@@ -311,7 +347,9 @@ impl Candidate {
             .and_then(|header| header.check_place(&self.place).map(|()| header))
             .map_err(|error| RecoveryError::format(&self.path, 0, 0, error))?;
         if header.kind == SegmentKind::Packed {
-            return Err(RecoveryError::MissingFooter { path: self.path.clone() });
+            return Err(RecoveryError::MissingFooter {
+                path: self.path.clone(),
+            });
         }
         Ok(header)
     }
@@ -322,7 +360,9 @@ fn read_blocks(
     storage: &dyn Storage,
     reads: Vec<(&Candidate, u64)>,
 ) -> Result<Vec<AlignedBuf>, RecoveryError> {
-    let Some((first, _)) = reads.first() else { return Ok(Vec::new()) };
+    let Some((first, _)) = reads.first() else {
+        return Ok(Vec::new());
+    };
     let mut queue = storage
         .queue(DISCOVER_DEPTH)
         .map_err(|source| RecoveryError::io("read", &first.path, source))?;
@@ -351,9 +391,16 @@ fn read_blocks(
         }
     }
     if let Some((index, source)) = failure {
-        return Err(RecoveryError::io("read the footer of", &reads[index].0.path, source));
+        return Err(RecoveryError::io(
+            "read the footer of",
+            &reads[index].0.path,
+            source,
+        ));
     }
-    Ok(blocks.into_iter().map(|block| block.expect("every read finished")).collect())
+    Ok(blocks
+        .into_iter()
+        .map(|block| block.expect("every read finished"))
+        .collect())
 }
 
 /// Checks each segment against the one before.
@@ -366,7 +413,9 @@ fn check_chain(
         let path = segment_path(partition, info.place.segment);
         Err(RecoveryError::BrokenChain { path, field })
     };
-    let Some(first) = segments.first() else { return Ok(()) };
+    let Some(first) = segments.first() else {
+        return Ok(());
+    };
     if first.base_sequence() != trim.first_sequence {
         return broken(first, "base sequence");
     }

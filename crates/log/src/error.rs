@@ -27,7 +27,10 @@ pub enum ReadError {
 
 /// Damage found in a file: where, what it concerns, and what differs.
 #[derive(Debug, thiserror::Error)]
-#[error("{path} is damaged at offset {offset} (sequences from {first_sequence}{})", Until(*last_sequence))]
+#[error(
+    "{path} is damaged at offset {offset} (sequences from {first_sequence}{})",
+    Until(*last_sequence)
+)]
 pub struct Corruption {
     /// File, relative to the data directory.
     pub path: String,
@@ -42,7 +45,7 @@ pub struct Corruption {
     pub reason: CorruptReason,
 }
 
-struct Until(Option<u64>);
+pub(crate) struct Until(pub(crate) Option<u64>);
 
 impl std::fmt::Display for Until {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -1,6 +1,7 @@
 //! Reading and writing little-endian fields at fixed places of a structure.
 
-/// Where a structure lies. Every header on disk names it, so that a block in the wrong place is noticed.
+/// Where a structure lies. Every header on disk names it, so that a block in the wrong place is
+/// noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Id of the database.
@@ -26,7 +27,8 @@ pub(crate) fn to_u64(bytes: usize) -> u64 {
     u64::try_from(bytes).expect("lengths in memory fit 64 bits")
 }
 
-/// A number from disk as a length in memory; lengths that do not fit are cut to one that no buffer has.
+/// A number from disk as a length in memory; lengths that do not fit are cut to one that no buffer
+/// has.
 pub(crate) fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
@@ -65,11 +67,9 @@ impl<'a> FieldWriter<'a> {
     }
 
     pub(crate) fn place(&mut self, place: &Place) -> &mut Self {
-        self.bytes(&place.database_id).u32(place.partition).u32(place.segment)
-    }
-
-    pub(crate) fn position(&self) -> usize {
-        self.at
+        self.bytes(&place.database_id)
+            .u32(place.partition)
+            .u32(place.segment)
     }
 }
 
@@ -107,7 +107,11 @@ impl<'a> FieldReader<'a> {
     }
 
     pub(crate) fn place(&mut self) -> Place {
-        Place { database_id: self.array(), partition: self.u32(), segment: self.u32() }
+        Place {
+            database_id: self.array(),
+            partition: self.u32(),
+            segment: self.u32(),
+        }
     }
 
     /// Whether everything from here to the end is zero.
@@ -119,7 +123,9 @@ impl<'a> FieldReader<'a> {
 /// `N` bytes at `at`; the caller knows that they are there.
 #[inline]
 pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    *bytes[at..].first_chunk().expect("the caller checked the length")
+    *bytes[at..]
+        .first_chunk()
+        .expect("the caller checked the length")
 }
 
 /// The u64 at `at`; the caller knows that it is there.
@@ -237,10 +243,11 @@ impl FormatError {
     }
 }
 
-/// Checks length, magic, checksum and version of a structure that begins `checksum u64 | magic | version u16`.
+/// Checks length, magic, checksum and version of a structure that begins `checksum u64 | magic |
+/// version u16`.
 ///
-/// The magic comes first, so that a wrong kind of block is called that; the version last, so that a damaged
-/// version is not taken for a newer one.
+/// The magic comes first, so that a wrong kind of block is called that; the version last, so that a
+/// damaged version is not taken for a newer one.
 pub(crate) fn check_preamble(
     structure: &'static str,
     bytes: &[u8],
@@ -260,11 +267,19 @@ pub(crate) fn check_preamble(
     }
     let (found, computed) = (u64_at(bytes, 0), checksum(&bytes[8..length]));
     if found != computed {
-        return Err(FormatError::Checksum { structure, found, computed });
+        return Err(FormatError::Checksum {
+            structure,
+            found,
+            computed,
+        });
     }
     let found = u16::from_le_bytes(array_at(bytes, 12));
     if found > version {
-        return Err(FormatError::NewerFormat { structure, found, supported: version });
+        return Err(FormatError::NewerFormat {
+            structure,
+            found,
+            supported: version,
+        });
     }
     if found == 0 {
         return Err(FormatError::Field {

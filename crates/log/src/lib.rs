@@ -1,27 +1,30 @@
 //! The log: how events lie on disk, and how they are found again.
 //!
-//! Model: a partition's log is a row of segments, preallocated → active → closed → sealed; only the active one is
-//! written. The format is described byte by byte in `docs/format.md`.
+//! Model: a partition's log is a row of segments, preallocated → active → closed → sealed; only the
+//! active one is written. The format is described byte by byte in `docs/format.md`.
 //!
 //! Invariants:
 //! 1. Nothing read from disk is believed before its checksum, and its place, were checked.
 //! 2. A committed block is never written again; a sealed segment never changes.
-//! 3. Opening tells a torn tail from damage: the one is cut with a warning, the other refuses the partition.
+//! 3. Opening tells a torn tail from damage: the one is cut with a warning, the other refuses the
+//!    partition.
 //! 4. Indexes are derived: losing them loses time, not data.
 //!
-//! It does not decide what to append or when to flush, and it reaches disk, clock and randomness only through
-//! [`truthdb_io::World`].
+//! It does not decide what to append or when to flush, and it reaches disk, clock and randomness
+//! only through [`truthdb_io::World`].
 
 mod active_index;
 mod batch;
 mod bloom;
 mod chain;
+mod decision;
 mod digest;
 mod directory;
 mod discover;
 mod error;
 mod heads;
 mod index;
+mod index_check;
 mod keys;
 mod layout;
 mod manifest;
@@ -38,11 +41,13 @@ mod seal;
 mod segment;
 mod source;
 mod table;
+mod verify;
 
 pub use active_index::*;
 pub use heads::*;
 pub use index::*;
 pub use batch::*;
+pub use decision::*;
 pub use directory::*;
 pub use discover::*;
 pub use error::*;
@@ -59,6 +64,7 @@ pub use paged::IndexError;
 pub use proof::*;
 pub use rebuild::*;
 pub use seal::*;
+pub use verify::*;
 
 #[cfg(test)]
 mod test_golden;

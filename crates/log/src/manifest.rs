@@ -7,7 +7,8 @@ use crate::segment::{SEGMENT_VERSION, check_segment_bytes};
 
 /// Newest version of the manifest, and the one written.
 pub const MANIFEST_VERSION: u16 = 1;
-/// Newest version of the whole format, and the one written. A newer one is refused before anything else is read.
+/// Newest version of the whole format, and the one written. A newer one is refused before anything
+/// else is read.
 pub const FORMAT_VERSION: u16 = 1;
 /// Most partitions of a database.
 pub const PARTITIONS_MAX: u32 = 1024;
@@ -68,7 +69,13 @@ impl Manifest {
     ///
     /// What is wrong, with the name of the field.
     pub fn decode(block: &[u8]) -> Result<Manifest, FormatError> {
-        check_preamble(MANIFEST, block, BLOCK_BYTES, MANIFEST_MAGIC, MANIFEST_VERSION)?;
+        check_preamble(
+            MANIFEST,
+            block,
+            BLOCK_BYTES,
+            MANIFEST_MAGIC,
+            MANIFEST_VERSION,
+        )?;
         let mut fields = FieldReader::new(&block[..BLOCK_BYTES], 14);
         let reserved_flags = fields.u16();
         let database_id = fields.array();
@@ -82,7 +89,12 @@ impl Manifest {
         };
         let zero = reserved_flags == 0 && reserved == 0 && fields.rest_is_zero();
         let field = |holds: bool, field, found, reason| {
-            let error = FormatError::Field { structure: MANIFEST, field, found, reason };
+            let error = FormatError::Field {
+                structure: MANIFEST,
+                field,
+                found,
+                reason,
+            };
             if holds { Ok(()) } else { Err(error) }
         };
         field(zero, "reserved bytes", 1, "zero")?;
@@ -98,7 +110,11 @@ impl Manifest {
 
     /// The place of a segment of this database.
     pub fn place(&self, partition: u32, segment: u32) -> Place {
-        Place { database_id: self.database_id, partition, segment }
+        Place {
+            database_id: self.database_id,
+            partition,
+            segment,
+        }
     }
 }
 
@@ -142,8 +158,8 @@ impl Schema {
         metadata_keys_max: limit_u32(truthdb_event::METADATA_KEYS_MAX),
     };
 
-    /// The schema block. Its version field is the version of the whole format, so that an older program refuses a newer
-    /// database by name and reads nothing else of it.
+    /// The schema block. Its version field is the version of the whole format, so that an older
+    /// program refuses a newer database by name and reads nothing else of it.
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0u8; BLOCK_BYTES];
         FieldWriter::new(&mut block, 8)
@@ -184,7 +200,12 @@ impl Schema {
         };
         if !fields.rest_is_zero() {
             let (field, reason) = ("reserved bytes", "zero");
-            return Err(FormatError::Field { structure: SCHEMA, field, found: 1, reason });
+            return Err(FormatError::Field {
+                structure: SCHEMA,
+                field,
+                found: 1,
+                reason,
+            });
         }
         schema.check_limits()?;
         Ok(schema)
@@ -194,24 +215,52 @@ impl Schema {
     fn check_limits(&self) -> Result<(), FormatError> {
         let current = Schema::CURRENT;
         let pairs = [
-            ("events of a batch", self.batch_events_max, current.batch_events_max),
-            ("bytes of a batch", self.batch_bytes_max, current.batch_bytes_max),
-            ("bytes of a payload", self.event_payload_bytes_max, current.event_payload_bytes_max),
-            ("bytes of metadata", self.metadata_bytes_max, current.metadata_bytes_max),
+            (
+                "events of a batch",
+                self.batch_events_max,
+                current.batch_events_max,
+            ),
+            (
+                "bytes of a batch",
+                self.batch_bytes_max,
+                current.batch_bytes_max,
+            ),
+            (
+                "bytes of a payload",
+                self.event_payload_bytes_max,
+                current.event_payload_bytes_max,
+            ),
+            (
+                "bytes of metadata",
+                self.metadata_bytes_max,
+                current.metadata_bytes_max,
+            ),
             ("tags of an event", self.tags_max, current.tags_max),
-            ("metadata keys of an event", self.metadata_keys_max, current.metadata_keys_max),
+            (
+                "metadata keys of an event",
+                self.metadata_keys_max,
+                current.metadata_keys_max,
+            ),
         ];
         for (field, found, supported) in pairs {
             if found > supported {
                 let (found, reason) = (found.into(), "at most the limit of this program");
-                return Err(FormatError::Field { structure: SCHEMA, field, found, reason });
+                return Err(FormatError::Field {
+                    structure: SCHEMA,
+                    field,
+                    found,
+                    reason,
+                });
             }
         }
         Ok(())
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "asserted; u32::try_from is not const")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "asserted; u32::try_from is not const"
+)]
 const fn limit_u32(limit: usize) -> u32 {
     assert!(limit <= u32::MAX as usize);
     limit as u32

@@ -31,7 +31,9 @@ pub struct SegmentReader {
 
 impl std::fmt::Debug for SegmentReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SegmentReader").field("subject", &self.subject).finish_non_exhaustive()
+        f.debug_struct("SegmentReader")
+            .field("subject", &self.subject)
+            .finish_non_exhaustive()
     }
 }
 
@@ -39,7 +41,10 @@ impl SegmentReader {
     /// A reader over an open file whose header is known.
     pub fn new(file: Arc<dyn File>, place: Place, kind: SegmentKind) -> SegmentReader {
         let path = segment_path(place.partition, place.segment);
-        SegmentReader { file, subject: Subject { path, place, kind } }
+        SegmentReader {
+            file,
+            subject: Subject { path, place, kind },
+        }
     }
 
     /// Opens a segment and checks its header.
@@ -53,7 +58,11 @@ impl SegmentReader {
     ) -> Result<(SegmentReader, SegmentHeader), ReadError> {
         let path = segment_path(place.partition, place.segment);
         let opened = storage.open(&path, OpenMode::Read);
-        let file = opened.map_err(|source| ReadError::Io { path, offset: 0, source })?;
+        let file = opened.map_err(|source| ReadError::Io {
+            path,
+            offset: 0,
+            source,
+        })?;
         let mut reader = SegmentReader::new(file, place, SegmentKind::Active);
         let block = reader.read_blocks(0, SEGMENT_HEADER_BYTES)?;
         let header = SegmentHeader::decode(&block)
@@ -120,9 +129,10 @@ impl SegmentReader {
             .map_err(|error| self.damaged(offset, footer.base_sequence, error))
     }
 
-    /// Reads batches from `offset`, where a batch or a packed block begins, up to `end_offset`, until they hold
-    /// `bytes_max` bytes or more (at least one batch, or one packed block). Returns them with the offset to go on
-    /// from, which is `end_offset` or more at the end. Marks are skipped.
+    /// Reads batches from `offset`, where a batch or a packed block begins, up to `end_offset`,
+    /// until they hold `bytes_max` bytes or more (at least one batch, or one packed block). Returns
+    /// them with the offset to go on from, which is `end_offset` or more at the end. Marks are
+    /// skipped.
     ///
     /// `first_sequence` is what the caller expects first; it is checked, and named in errors.
     ///
@@ -144,7 +154,10 @@ impl SegmentReader {
                 return Ok((Vec::new(), offset));
             }
             let block = self.read_blocks(start, end - start)?;
-            let mut source = Buffer { start, bytes: block };
+            let mut source = Buffer {
+                start,
+                bytes: block,
+            };
             let walk = self.walk(&mut source, offset, end_offset, first_sequence, bytes_max);
             match walk? {
                 Walk::Read(batches, next_offset) => return Ok((batches, next_offset)),
@@ -165,7 +178,10 @@ impl SegmentReader {
         let mut batches = Vec::new();
         let mut bytes = 0;
         let mut position = offset;
-        let mut link = Link { next_sequence: Some(first_sequence), checksum: None };
+        let mut link = Link {
+            next_sequence: Some(first_sequence),
+            checksum: None,
+        };
         while bytes < bytes_max || batches.is_empty() {
             let before = position;
             let next = match self.subject.kind {
@@ -212,30 +228,45 @@ impl SegmentReader {
             .read_at(&mut buffer, bytes, offset)
             .map_err(|source| self.io(offset, source))?;
         if read < bytes {
-            return Err(self.io(offset + to_u64(read), std::io::ErrorKind::UnexpectedEof.into()));
+            return Err(self.io(
+                offset + to_u64(read),
+                std::io::ErrorKind::UnexpectedEof.into(),
+            ));
         }
         Ok(Bytes::from_owner(buffer).slice(..bytes))
     }
 
     fn io(&self, offset: u64, source: std::io::Error) -> ReadError {
-        ReadError::Io { path: self.subject.path.clone(), offset, source }
+        ReadError::Io {
+            path: self.subject.path.clone(),
+            offset,
+            source,
+        }
     }
 
     fn damaged(&self, offset: u64, first_sequence: u64, error: FormatError) -> ReadError {
         let path = self.subject.path.clone();
         let reason = CorruptReason::Format(error);
-        Box::new(Corruption { path, offset, first_sequence, last_sequence: None, reason }).into()
+        Box::new(Corruption {
+            path,
+            offset,
+            first_sequence,
+            last_sequence: None,
+            reason,
+        })
+        .into()
     }
 }
 
-/// Where to begin reading for a sequence: the last sparse entry at or before it, or the start of the data.
+/// Where to begin reading for a sequence: the last sparse entry at or before it, or the start of
+/// the data.
 pub fn sparse_floor(entries: &[SparseEntry], sequence: u64, base_sequence: u64) -> SparseEntry {
     let after = entries.partition_point(|entry| entry.sequence <= sequence);
     floor_entry(entries, after, base_sequence)
 }
 
-/// Where to begin reading for the first event at or after a time: the last sparse entry before it, or the start of
-/// the data.
+/// Where to begin reading for the first event at or after a time: the last sparse entry before it,
+/// or the start of the data.
 pub fn sparse_floor_time(
     entries: &[SparseEntry],
     timestamp_ns: u64,
@@ -246,9 +277,16 @@ pub fn sparse_floor_time(
 }
 
 fn floor_entry(entries: &[SparseEntry], after: usize, base_sequence: u64) -> SparseEntry {
-    let start =
-        SparseEntry { sequence: base_sequence, offset: SEGMENT_HEADER_BYTES, timestamp_ns: 0 };
-    after.checked_sub(1).and_then(|index| entries.get(index)).copied().unwrap_or(start)
+    let start = SparseEntry {
+        sequence: base_sequence,
+        offset: SEGMENT_HEADER_BYTES,
+        timestamp_ns: 0,
+    };
+    after
+        .checked_sub(1)
+        .and_then(|index| entries.get(index))
+        .copied()
+        .unwrap_or(start)
 }
 
 /// What came out of a buffer.

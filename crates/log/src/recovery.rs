@@ -1,13 +1,14 @@
 //! What opening does with the end of an unsealed segment: a decision table, and its execution.
 //!
-//! A power cut leaves a *torn tail*: writes that were in flight are there in part, or not at all, in any order. Nobody was
-//! told that they are durable, so they may be cut. *Damage* to acknowledged data looks alike. What tells the two apart
-//! is evidence: every header says up to which offset everything was durable when it was submitted
-//! ([`BatchHeader::flushed_offset`]). If any later header says so of the place that is broken, it was durable once.
-//! A segment whose successor exists was durable to its end, and the successor's header says where that is.
+//! A power cut leaves a *torn tail*: writes that were in flight are there in part, or not at all,
+//! in any order. Nobody was told that they are durable, so they may be cut. *Damage* to
+//! acknowledged data looks alike. What tells the two apart is evidence: every header says up to
+//! which offset everything was durable when it was submitted ([`BatchHeader::flushed_offset`]). If
+//! any later header says so of the place that is broken, it was durable once. A segment whose
+//! successor exists was durable to its end, and the successor's header says where that is.
 //!
-//! Order of writes: sync the file (so that what is accepted here stays), read, zero what is cut, sync. A crash anywhere leaves
-//! a segment for which the same table gives the same answer.
+//! Order of writes: sync the file (so that what is accepted here stays), read, zero what is cut,
+//! sync. A crash anywhere leaves a segment for which the same table gives the same answer.
 
 use std::io;
 use std::ops::Range;
@@ -17,7 +18,8 @@ use bytes::Bytes;
 use truthdb_io::{AlignedBuf, BLOCK_BYTES, File, OpenMode, Storage};
 
 use crate::batch::{BATCH_HEADER_BYTES, BatchHeader, header_checksum};
-use crate::error::{CorruptReason, Corruption};
+use crate::decision::{Decision, Observation, decide};
+use crate::error::{CorruptReason, Corruption, Until};
 use crate::layout::{FormatError, Place, align_block, array_at, is_zero, to_u64, to_usize};
 use crate::scan::{ScannedBatch, Windows};
 use crate::segment::{
@@ -25,106 +27,9 @@ use crate::segment::{
 };
 use crate::source::{ActiveItem, NoBytes, Source, checked_batch};
 
-/// After the mark of a clean stop only this much is searched for later writes, which there are none of, so that a start after
-/// a clean stop does not read the whole preallocated rest.
+/// After the mark of a clean stop only this much is searched for later writes, which there are none
+/// of, so that a start after a clean stop does not read the whole preallocated rest.
 pub const CLEAN_STOP_PROBE_BYTES: u64 = 1 << 20;
-
-/// What was seen where a header is expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Observation {
-    /// The block is zero.
-    pub blank: bool,
-    /// Bytes, checksum and version are those of a header.
-    pub header_ok: bool,
-    /// The header was written for this database, partition, segment and offset.
-    pub mine: bool,
-    /// Sequence and previous checksum are those that follow.
-    pub chained: bool,
-    /// Table and events are what the header says.
-    pub body_ok: bool,
-    /// What belongs here was durable: a later header says so, or a successor exists.
-    pub evidence: bool,
-    /// Anything but zeros follows.
-    pub later: bool,
-}
-
-impl Observation {
-    fn bits(self) -> [bool; 7] {
-        let Observation { blank, header_ok, mine, chained, body_ok, evidence, later } = self;
-        [blank, header_ok, mine, chained, body_ok, evidence, later]
-    }
-}
-
-/// What is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// The batch or mark is part of the log.
-    Accept,
-    /// The log ends here, and nothing follows.
-    EndOfLog,
-    /// The log ends here; the rest is a torn tail, which is zeroed and reported.
-    CutTornTail,
-    /// Acknowledged data is damaged or in the wrong place: the partition is not opened.
-    Refuse,
-}
-
-/// One line of the decision table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rule {
-    /// Short name, for reports.
-    pub name: &'static str,
-    /// What must hold, in the order of [`Observation`]'s fields; `None` means either.
-    pub when: [Option<bool>; 7],
-    /// What is done.
-    pub decision: Decision,
-}
-
-const Y: Option<bool> = Some(true);
-const N: Option<bool> = Some(false);
-const A: Option<bool> = None;
-
-/// The decision table. Exactly one line applies to any observation.
-///
-/// ```text
-/// blank header_ok mine chained body_ok evidence later | decision
-///   1       -      -      -       -       0       0   | end of log
-///   1       -      -      -       -       0       1   | cut: the first of several writes in flight is missing
-///   1       -      -      -       -       1       -   | refuse: durable data is gone
-///   0       0      -      -       -       0       -   | cut: torn header
-///   0       0      -      -       -       1       -   | refuse: durable header is damaged
-///   0       1      0      -       -       -       -   | refuse: a block of another place, no torn write does that
-///   0       1      1      0       -       0       -   | cut: what comes before it was lost
-///   0       1      1      0       -       1       -   | refuse: durable data before it is gone
-///   0       1      1      1       0       0       -   | cut: torn body
-///   0       1      1      1       0       1       -   | refuse: durable body is damaged
-///   0       1      1      1       1       -       -   | accept
-/// ```
-pub const RULES: [Rule; 11] = [
-    rule("end of log", [Y, A, A, A, A, N, N], Decision::EndOfLog),
-    rule("missing write before later ones", [Y, A, A, A, A, N, Y], Decision::CutTornTail),
-    rule("zeros in place of durable data", [Y, A, A, A, A, Y, A], Decision::Refuse),
-    rule("torn header", [N, N, A, A, A, N, A], Decision::CutTornTail),
-    rule("damaged durable header", [N, N, A, A, A, Y, A], Decision::Refuse),
-    rule("block of another place", [N, Y, N, A, A, A, A], Decision::Refuse),
-    rule("orphan of a lost write", [N, Y, Y, N, A, N, A], Decision::CutTornTail),
-    rule("durable data lost before it", [N, Y, Y, N, A, Y, A], Decision::Refuse),
-    rule("torn body", [N, Y, Y, Y, N, N, A], Decision::CutTornTail),
-    rule("damaged durable body", [N, Y, Y, Y, N, Y, A], Decision::Refuse),
-    rule("whole", [N, Y, Y, Y, Y, A, A], Decision::Accept),
-];
-
-const fn rule(name: &'static str, when: [Option<bool>; 7], decision: Decision) -> Rule {
-    Rule { name, when, decision }
-}
-
-/// The line of the table that applies.
-pub fn decide(observation: Observation) -> &'static Rule {
-    let bits = observation.bits();
-    let applies = |rule: &&Rule| {
-        rule.when.iter().zip(bits).all(|(when, bit)| when.is_none_or(|expected| expected == bit))
-    };
-    RULES.iter().find(applies).expect("the table covers every observation")
-}
 
 /// Where a closed segment ends, as its successor's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,11 +77,13 @@ pub struct RecoveredSegment {
     pub header: SegmentHeader,
     /// Offset of the first byte after the last batch or mark, 8-aligned.
     pub tail_offset: u64,
-    /// Checksum of the last batch header or mark, also of an earlier segment: the next header's `previous_checksum`.
+    /// Checksum of the last batch header or mark, also of an earlier segment: the next header's
+    /// `previous_checksum`.
     pub last_checksum: u64,
     /// Sequence of the next event.
     pub next_sequence: u64,
-    /// Time of the last event or mark of this segment, nanoseconds since 1970 UTC; 0 if there is none.
+    /// Time of the last event or mark of this segment, nanoseconds since 1970 UTC; 0 if there is
+    /// none.
     pub last_timestamp_ns: u64,
     /// Batches found, marks not counted.
     pub batch_count: u64,
@@ -229,7 +136,9 @@ pub enum RecoveryError {
         source: FormatError,
     },
     /// A segment is not there.
-    #[error("{path} is missing: restore it from a backup (segments from {first_segment} on are kept)")]
+    #[error(
+        "{path} is missing: restore it from a backup (segments from {first_segment} on are kept)"
+    )]
     MissingSegment {
         /// The file, relative to the data directory.
         path: String,
@@ -263,22 +172,14 @@ pub enum RecoveryError {
     },
 }
 
-struct Until(Option<u64>);
-
-impl std::fmt::Display for Until {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(last) => write!(f, " to {last}"),
-            None => write!(f, " on"),
-        }
-    }
-}
-
 impl RecoveryError {
     pub(crate) fn format(path: &str, offset: u64, first_sequence: u64, error: FormatError) -> Self {
         let path = path.to_owned();
         if matches!(error, FormatError::NewerFormat { .. }) {
-            return RecoveryError::NewerFormat { path, source: error };
+            return RecoveryError::NewerFormat {
+                path,
+                source: error,
+            };
         }
         RecoveryError::Corrupt {
             path,
@@ -291,27 +192,45 @@ impl RecoveryError {
     }
 
     pub(crate) fn io(action: &'static str, path: &str, source: io::Error) -> Self {
-        RecoveryError::Io { action, path: path.to_owned(), source }
+        RecoveryError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
 impl From<Corruption> for RecoveryError {
     fn from(corruption: Corruption) -> RecoveryError {
-        let Corruption { path, offset, first_sequence, last_sequence, reason } = corruption;
+        let Corruption {
+            path,
+            offset,
+            first_sequence,
+            last_sequence,
+            reason,
+        } = corruption;
         let rule = "damaged data";
-        RecoveryError::Corrupt { path, offset, first_sequence, last_sequence, rule, reason }
+        RecoveryError::Corrupt {
+            path,
+            offset,
+            first_sequence,
+            last_sequence,
+            rule,
+            reason,
+        }
     }
 }
 
-/// Reads an unsealed segment from its start, hands every batch that belongs to the log to `visit`, and cuts a torn tail.
+/// Reads an unsealed segment from its start, hands every batch that belongs to the log to `visit`,
+/// and cuts a torn tail.
 ///
-/// `end` is what the successor's header says, for a closed segment; then the segment must reach exactly that, and
-/// whatever follows (the remains of an interrupted seal) is left alone.
+/// `end` is what the successor's header says, for a closed segment; then the segment must reach
+/// exactly that, and whatever follows (the remains of an interrupted seal) is left alone.
 ///
 /// # Errors
 ///
-/// [`RecoveryError`]. Batches before the damage were visited by then. Nothing was changed, unless the error says that
-/// cutting failed.
+/// [`RecoveryError`]. Batches before the damage were visited by then. Nothing was changed, unless
+/// the error says that cutting failed.
 pub fn recover_segment(
     storage: &dyn Storage,
     place: Place,
@@ -326,7 +245,11 @@ pub fn recover_segment(
     };
     let io = |action: &'static str| {
         let path = path.clone();
-        move |source| RecoveryError::Io { action, path, source }
+        move |source| RecoveryError::Io {
+            action,
+            path,
+            source,
+        }
     };
     let file = storage.open(&path, open_mode).map_err(io("open"))?;
     if mode == RecoveryMode::Repair {
@@ -336,9 +259,18 @@ pub fn recover_segment(
     let length = file.len().map_err(io("find the length of"))?;
     // A block cut short by hand or by a lost length is not data.
     let data_end = length - length % to_u64(BLOCK_BYTES);
-    let walk = Walk { storage, file, path, header, end, data_end };
+    let walk = Walk {
+        storage,
+        file,
+        path,
+        header,
+        end,
+        data_end,
+    };
     let (recovered, verdict) = walk.run(visit)?;
-    let Some(cut) = verdict else { return Ok(recovered) };
+    let Some(cut) = verdict else {
+        return Ok(recovered);
+    };
     if mode == RecoveryMode::Repair && end.is_none() {
         walk.cut(&cut)?;
     }
@@ -359,7 +291,9 @@ fn read_header(
         .map_err(|error| RecoveryError::format(path, 0, 0, error))?;
     if header.kind == SegmentKind::Packed {
         // Packed files get their name only when they are complete.
-        return Err(RecoveryError::MissingFooter { path: path.to_owned() });
+        return Err(RecoveryError::MissingFooter {
+            path: path.to_owned(),
+        });
     }
     Ok(header)
 }
@@ -380,7 +314,8 @@ struct Broken {
     offset: u64,
     /// If this was durable, evidence is a header that says so of anything beyond this offset.
     durable_beyond: u64,
-    /// Where later headers are looked for: not in the body of a believed header, where payload could look like one.
+    /// Where later headers are looked for: not in the body of a believed header, where payload
+    /// could look like one.
     headers_from: u64,
     observation: Observation,
     last_sequence: Option<u64>,
@@ -424,7 +359,8 @@ struct Rest {
 }
 
 impl Walk<'_> {
-    /// Accepts what is whole, then decides on what is not. Returns the cut that is due; none for a closed segment.
+    /// Accepts what is whole, then decides on what is not. Returns the cut that is due; none for a
+    /// closed segment.
     fn run(
         &self,
         visit: &mut dyn FnMut(ScannedBatch),
@@ -446,10 +382,17 @@ impl Walk<'_> {
                 return Ok((state, None));
             }
             match self.observe(&mut windows, &state)? {
-                Ok(ActiveItem { header, header_checksum, batch }) => {
+                Ok(ActiveItem {
+                    header,
+                    header_checksum,
+                    batch,
+                }) => {
                     state.accept(&header, header_checksum);
                     if let Some(batch) = batch {
-                        visit(ScannedBatch { offset: header.offset, batch });
+                        visit(ScannedBatch {
+                            offset: header.offset,
+                            batch,
+                        });
                     }
                 }
                 Err(broken) => {
@@ -494,7 +437,12 @@ impl Walk<'_> {
         let header = match BatchHeader::decode(&encoded) {
             Ok(header) => header,
             Err(error @ FormatError::NewerFormat { .. }) => {
-                return Err(RecoveryError::format(&self.path, offset, state.next_sequence, error));
+                return Err(RecoveryError::format(
+                    &self.path,
+                    offset,
+                    state.next_sequence,
+                    error,
+                ));
             }
             Err(error) => return Ok(Err(broken.because(error.into()))),
         };
@@ -514,7 +462,11 @@ impl Walk<'_> {
         broken.headers_from = header.end_offset();
         let header_checksum = header_checksum(&array_at(&encoded, 0));
         if header.mark {
-            return Ok(Ok(ActiveItem { header, header_checksum, batch: None }));
+            return Ok(Ok(ActiveItem {
+                header,
+                header_checksum,
+                batch: None,
+            }));
         }
         if header.end_offset() > self.data_end {
             let (needed, end) = (header.end_offset(), self.data_end);
@@ -522,7 +474,11 @@ impl Walk<'_> {
         }
         let body = self.get(windows, header_end, header.body_bytes.into())?;
         Ok(match checked_batch(&header, body) {
-            Ok(batch) => Ok(ActiveItem { header, header_checksum, batch: Some(batch) }),
+            Ok(batch) => Ok(ActiveItem {
+                header,
+                header_checksum,
+                batch: Some(batch),
+            }),
             Err(error) => Err(broken.because(error.into())),
         })
     }
@@ -551,7 +507,11 @@ impl Walk<'_> {
         match rule.decision {
             Decision::EndOfLog | Decision::CutTornTail => {
                 let bytes = rest.debris_end.saturating_sub(broken.offset);
-                Ok(Cut { offset: broken.offset, bytes, rule: rule.name })
+                Ok(Cut {
+                    offset: broken.offset,
+                    bytes,
+                    rule: rule.name,
+                })
             }
             Decision::Refuse | Decision::Accept => {
                 let known = [broken.last_sequence, rest.last_sequence];
@@ -573,8 +533,12 @@ impl Walk<'_> {
     fn search_rest(&self, broken: &Broken, clean_stop: bool) -> Result<Rest, RecoveryError> {
         let block_bytes = to_u64(BLOCK_BYTES);
         let start = broken.offset - broken.offset % block_bytes;
-        let mut rest =
-            Rest { evidence: false, later: false, last_sequence: None, debris_end: broken.offset };
+        let mut rest = Rest {
+            evidence: false,
+            later: false,
+            last_sequence: None,
+            debris_end: broken.offset,
+        };
         let mut end = self.data_end;
         if clean_stop && broken.observation.blank {
             end = end.min(start + CLEAN_STOP_PROBE_BYTES);
@@ -626,16 +590,30 @@ impl Walk<'_> {
 
 impl RecoveredSegment {
     fn end(&self) -> SegmentEnd {
-        SegmentEnd { last_checksum: self.last_checksum, next_sequence: self.next_sequence }
+        SegmentEnd {
+            last_checksum: self.last_checksum,
+            next_sequence: self.next_sequence,
+        }
     }
 
     fn check_chain(&self, header: &BatchHeader) -> Result<(), CorruptReason> {
         let pairs = [
             ("first sequence", self.next_sequence, header.first_sequence),
-            ("previous checksum", self.last_checksum, header.previous_checksum),
+            (
+                "previous checksum",
+                self.last_checksum,
+                header.previous_checksum,
+            ),
         ];
-        match pairs.into_iter().find(|(_, expected, found)| expected != found) {
-            Some((field, expected, found)) => Err(CorruptReason::Order { field, expected, found }),
+        match pairs
+            .into_iter()
+            .find(|(_, expected, found)| expected != found)
+        {
+            Some((field, expected, found)) => Err(CorruptReason::Order {
+                field,
+                expected,
+                found,
+            }),
             None => Ok(()),
         }
     }
@@ -673,49 +651,4 @@ pub(crate) fn zero_range(file: &Arc<dyn File>, range: Range<u64>) -> io::Result<
         at += to_u64(bytes);
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exactly_one_rule_applies_to_every_observation() {
-        for bits in 0u32..1 << 7 {
-            let bit = |index: u32| bits >> index & 1 == 1;
-            let observation = Observation {
-                blank: bit(0),
-                header_ok: bit(1),
-                mine: bit(2),
-                chained: bit(3),
-                body_ok: bit(4),
-                evidence: bit(5),
-                later: bit(6),
-            };
-            let applies = |rule: &&Rule| {
-                let pairs = rule.when.iter().zip(observation.bits());
-                pairs.into_iter().all(|(when, bit)| when.is_none() || *when == Some(bit))
-            };
-            let names: Vec<_> = RULES.iter().filter(applies).map(|rule| rule.name).collect();
-            assert_eq!(names.len(), 1, "{observation:?}: {names:?}");
-            assert_eq!(decide(observation).name, names[0]);
-            check_principles(observation, decide(observation).decision);
-        }
-    }
-
-    /// The table's meaning, said without the table.
-    fn check_principles(observation: Observation, decision: Decision) {
-        let Observation { blank, header_ok, mine, chained, body_ok, evidence, later } = observation;
-        let whole = !blank && header_ok && mine && chained && body_ok;
-        assert_eq!(decision == Decision::Accept, whole, "{observation:?}");
-        if evidence && !whole {
-            assert_eq!(decision, Decision::Refuse, "{observation:?}");
-        }
-        if decision == Decision::EndOfLog {
-            assert!(blank && !evidence && !later, "{observation:?}");
-        }
-        if decision == Decision::CutTornTail {
-            assert!(!evidence, "{observation:?}");
-        }
-    }
 }

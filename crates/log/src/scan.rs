@@ -1,4 +1,5 @@
-//! Sequential reads of a whole segment, with reads kept in flight: recovery, replay, seal and verification.
+//! Sequential reads of a whole segment, with reads kept in flight: recovery, replay, seal and
+//! verification.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,7 +21,8 @@ pub const SCAN_DEPTH: usize = 4;
 /// Buffers kept for the next reads while readers may still hold slices of them.
 const RETIRED_MAX: usize = 2 * SCAN_DEPTH;
 
-/// A buffer that slices of [`Bytes`] share with the scan, which reads into it again once they are gone.
+/// A buffer that slices of [`Bytes`] share with the scan, which reads into it again once they are
+/// gone.
 struct SharedBuf(Arc<AlignedBuf>);
 
 impl AsRef<[u8]> for SharedBuf {
@@ -65,13 +67,24 @@ impl Windows {
         let (windows, retired, completions) = (VecDeque::new(), VecDeque::new(), Vec::new());
         let next_offset = start;
         let window_bytes = to_usize(end - start).min(SCAN_WINDOW_BYTES);
-        Ok(Windows { file, queue, windows, retired, completions, next_offset, end, window_bytes })
+        Ok(Windows {
+            file,
+            queue,
+            windows,
+            retired,
+            completions,
+            next_offset,
+            end,
+            window_bytes,
+        })
     }
 
     /// A buffer that nobody holds slices of any more, or a new one.
     fn buffer(&mut self) -> AlignedBuf {
         for _ in 0..self.retired.len() {
-            let Some(candidate) = self.retired.pop_front() else { break };
+            let Some(candidate) = self.retired.pop_front() else {
+                break;
+            };
             match Arc::try_unwrap(candidate) {
                 Ok(buffer) => return buffer,
                 Err(held) => self.retired.push_back(held),
@@ -89,7 +102,13 @@ impl Windows {
             let offset = self.next_offset;
             self.queue.read(&self.file, buffer, bytes, offset, offset);
             let (content, failed, buffer) = (None, false, None);
-            self.windows.push_back(Window { offset, bytes, content, failed, buffer });
+            self.windows.push_back(Window {
+                offset,
+                bytes,
+                content,
+                failed,
+                buffer,
+            });
             self.next_offset += to_u64(bytes);
         }
         self.queue.poll(&mut self.completions);
@@ -221,10 +240,12 @@ pub struct ScannedBatch {
     pub batch: StoredBatch,
 }
 
-/// All batches of a segment in order, checked: headers and places, the chain of headers, gapless sequences, tables, events.
+/// All batches of a segment in order, checked: headers and places, the chain of headers, gapless
+/// sequences, tables, events.
 ///
-/// Bodies are slices of the read buffers; only those over the edge of a read are copied. At most [`SCAN_DEPTH`] reads of
-/// [`SCAN_WINDOW_BYTES`] are in flight; memory beyond that is what the caller keeps.
+/// Bodies are slices of the read buffers; only those over the edge of a read are copied. At most
+/// [`SCAN_DEPTH`] reads of [`SCAN_WINDOW_BYTES`] are in flight; memory beyond that is what the
+/// caller keeps.
 pub struct SegmentScan {
     windows: Windows,
     subject: Subject,
@@ -247,7 +268,8 @@ impl std::fmt::Debug for SegmentScan {
 }
 
 impl SegmentScan {
-    /// Scans the data of a segment from its start up to `data_end`: the footer's, or the end of what is durable.
+    /// Scans the data of a segment from its start up to `data_end`: the footer's, or the end of
+    /// what is durable.
     ///
     /// # Errors
     ///
@@ -259,13 +281,23 @@ impl SegmentScan {
         data_end: u64,
     ) -> Result<SegmentScan, ReadError> {
         let checksum = Some(header.previous_checksum);
-        let link = Link { next_sequence: Some(header.base_sequence), checksum };
+        let link = Link {
+            next_sequence: Some(header.base_sequence),
+            checksum,
+        };
         let SegmentHeader { place, kind, .. } = *header;
-        SegmentScan::from(storage, file, place, kind, SEGMENT_HEADER_BYTES..data_end, link)
+        SegmentScan::from(
+            storage,
+            file,
+            place,
+            kind,
+            SEGMENT_HEADER_BYTES..data_end,
+            link,
+        )
     }
 
-    /// Scans from an offset where a batch or a packed block begins, such as that of a sparse entry, whose first event has
-    /// `first_sequence`.
+    /// Scans from an offset where a batch or a packed block begins, such as that of a sparse entry,
+    /// whose first event has `first_sequence`.
     ///
     /// # Errors
     ///
@@ -278,7 +310,10 @@ impl SegmentScan {
         range: std::ops::Range<u64>,
         first_sequence: u64,
     ) -> Result<SegmentScan, ReadError> {
-        let link = Link { next_sequence: Some(first_sequence), checksum: None };
+        let link = Link {
+            next_sequence: Some(first_sequence),
+            checksum: None,
+        };
         SegmentScan::from(storage, file, place, kind, range, link)
     }
 
@@ -297,7 +332,11 @@ impl SegmentScan {
         let windows = Windows::new(storage, file, start, align_block(range.end).max(start));
         let windows = windows.map_err(|source| {
             let path = subject.path.clone();
-            ReadError::Io { path, offset: range.start, source }
+            ReadError::Io {
+                path,
+                offset: range.start,
+                source,
+            }
         })?;
         Ok(SegmentScan {
             windows,
@@ -318,7 +357,10 @@ impl SegmentScan {
     pub fn next_batch(&mut self) -> Result<Option<ScannedBatch>, ReadError> {
         while !self.stopped {
             if let Some(batch) = self.unpacked.1.next() {
-                return Ok(Some(ScannedBatch { offset: self.unpacked.0, batch }));
+                return Ok(Some(ScannedBatch {
+                    offset: self.unpacked.0,
+                    batch,
+                }));
             }
             match self.advance() {
                 Ok(found) => self.stopped = !found,
@@ -349,7 +391,9 @@ impl SegmentScan {
                 let offset = self.position;
                 let position = &mut self.position;
                 let found = next_packed(windows, &self.subject, position, end, &self.link)?;
-                let Some(batches) = found else { return Ok(false) };
+                let Some(batches) = found else {
+                    return Ok(false);
+                };
                 if let Some(last) = batches.last() {
                     self.link.next_sequence = Some(last.last_sequence() + 1);
                 }
@@ -359,13 +403,16 @@ impl SegmentScan {
         Ok(true)
     }
 
-    /// Checksum of the last header that was passed, batch or mark; that of the segment's header before the first. `None` in
-    /// packed segments, which keep it in the footer, and before the first item of a scan that began in the middle.
+    /// Checksum of the last header that was passed, batch or mark; that of the segment's header
+    /// before the first. `None` in packed segments, which keep it in the footer, and before the
+    /// first item of a scan that began in the middle.
     pub fn last_header_checksum(&self) -> Option<u64> {
-        self.link.checksum.filter(|_| self.subject.kind == SegmentKind::Active)
+        self.link
+            .checksum
+            .filter(|_| self.subject.kind == SegmentKind::Active)
     }
 
-    /// Sequence that follows the last event returned.
+    /// Sequence that follows the last item that was passed: in a packed segment, the last block.
     pub fn next_sequence(&self) -> u64 {
         self.link.next_sequence.unwrap_or(1)
     }

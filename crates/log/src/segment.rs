@@ -40,8 +40,8 @@ const SPARSE: &str = "sparse index";
 const _: () = assert!(SEGMENT_BYTES_MIN >= 2 * truthdb_event::BATCH_BYTES_MAX as u64);
 const _: () = assert!(PACKED_BLOCK_HEADER_BYTES.is_multiple_of(8));
 
-/// Where the data of an unsealed segment of this size must end at the latest: the last block is kept for the footer,
-/// so that nothing a client sends can ever be mistaken for one.
+/// Where the data of an unsealed segment of this size must end at the latest: the last block is
+/// kept for the footer, so that nothing a client sends can ever be mistaken for one.
 pub const fn segment_data_end_max(segment_bytes: u64) -> u64 {
     segment_bytes - FOOTER_BYTES
 }
@@ -77,7 +77,8 @@ impl SegmentKind {
     }
 }
 
-/// First segment and sequence that a partition still had when a structure was written; earlier ones were trimmed.
+/// First segment and sequence that a partition still had when a structure was written; earlier ones
+/// were trimmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrimPoint {
     /// First segment kept.
@@ -88,7 +89,10 @@ pub struct TrimPoint {
 
 impl TrimPoint {
     /// Nothing was trimmed.
-    pub const NONE: TrimPoint = TrimPoint { first_segment: 1, first_sequence: 1 };
+    pub const NONE: TrimPoint = TrimPoint {
+        first_segment: 1,
+        first_sequence: 1,
+    };
 }
 
 /// First block of a segment file.
@@ -104,8 +108,8 @@ pub struct SegmentHeader {
     pub segment_bytes: u64,
     /// Checksum of the last batch header or mark of the segment before; 0 for the first segment.
     ///
-    /// The header of a new segment may become durable only when everything in the segment before is: recovery takes
-    /// this field as the proof of where the segment before ends.
+    /// The header of a new segment may become durable only when everything in the segment before
+    /// is: recovery takes this field as the proof of where the segment before ends.
     pub previous_checksum: u64,
     /// Trim point when the header was written.
     pub trim: TrimPoint,
@@ -146,10 +150,18 @@ impl SegmentHeader {
         let (base_sequence, segment_bytes) = (fields.u64(), fields.u64());
         let previous_checksum = fields.u64();
         let (first_segment, reserved) = (fields.u32(), fields.u32());
-        let trim = TrimPoint { first_segment, first_sequence: fields.u64() };
+        let trim = TrimPoint {
+            first_segment,
+            first_sequence: fields.u64(),
+        };
         let created_ns = fields.u64();
         let field = |holds, field, found, reason| require(HEADER, holds, field, found, reason);
-        field(reserved == 0 && fields.rest_is_zero(), "reserved bytes", 1, "zero")?;
+        field(
+            reserved == 0 && fields.rest_is_zero(),
+            "reserved bytes",
+            1,
+            "zero",
+        )?;
         field(place.segment > 0, "segment", 0, "at least 1")?;
         field(base_sequence > 0, "base sequence", 0, "at least 1")?;
         check_segment_bytes(segment_bytes).map_err(|reason| FormatError::Field {
@@ -201,11 +213,26 @@ fn check_trim(
     segment: u32,
     base_sequence: u64,
 ) -> Result<(), FormatError> {
-    let TrimPoint { first_segment, first_sequence } = trim;
+    let TrimPoint {
+        first_segment,
+        first_sequence,
+    } = trim;
     let in_order = 0 < first_segment && first_segment <= segment;
-    require(structure, in_order, "first segment", first_segment.into(), "1 to the segment itself")?;
+    require(
+        structure,
+        in_order,
+        "first segment",
+        first_segment.into(),
+        "1 to the segment itself",
+    )?;
     let in_order = 0 < first_sequence && first_sequence <= base_sequence;
-    require(structure, in_order, "first sequence", first_sequence, "1 to the base sequence")
+    require(
+        structure,
+        in_order,
+        "first sequence",
+        first_sequence,
+        "1 to the base sequence",
+    )
 }
 
 fn require(
@@ -215,7 +242,16 @@ fn require(
     found: u64,
     reason: &'static str,
 ) -> Result<(), FormatError> {
-    if holds { Ok(()) } else { Err(FormatError::Field { structure, field, found, reason }) }
+    if holds {
+        Ok(())
+    } else {
+        Err(FormatError::Field {
+            structure,
+            field,
+            found,
+            reason,
+        })
+    }
 }
 
 /// Last block of a sealed segment file.
@@ -300,8 +336,9 @@ impl Footer {
     ///
     /// # Errors
     ///
-    /// What is wrong, with the name of the field. [`FormatError::Magic`] and [`FormatError::Checksum`] say that the block is
-    /// no footer at all, as in every unsealed segment.
+    /// What is wrong, with the name of the field. [`FormatError::Magic`] and
+    /// [`FormatError::Checksum`] say that the block is no footer at all, as in every unsealed
+    /// segment.
     pub fn decode(block: &[u8]) -> Result<Footer, FormatError> {
         check_preamble(FOOTER, block, BLOCK_BYTES, FOOTER_MAGIC, SEGMENT_VERSION)?;
         let mut fields = FieldReader::new(&block[..BLOCK_BYTES], 14);
@@ -327,8 +364,17 @@ impl Footer {
             chain: fields.array(),
             trim: {
                 let (first_segment, reserved) = (fields.u32(), fields.u32());
-                require(FOOTER, reserved == 0, "reserved bytes", reserved.into(), "zero")?;
-                TrimPoint { first_segment, first_sequence: fields.u64() }
+                require(
+                    FOOTER,
+                    reserved == 0,
+                    "reserved bytes",
+                    reserved.into(),
+                    "zero",
+                )?;
+                TrimPoint {
+                    first_segment,
+                    first_sequence: fields.u64(),
+                }
             },
         };
         require(FOOTER, fields.rest_is_zero(), "reserved bytes", 1, "zero")?;
@@ -343,21 +389,52 @@ impl Footer {
         let after_last = self.last_sequence.checked_add(1);
         let counted = after_last.and_then(|after| after.checked_sub(self.base_sequence));
         let last = self.last_sequence;
-        field(counted.is_some(), "last sequence", last, "at least the base sequence - 1")?;
+        field(
+            counted.is_some(),
+            "last sequence",
+            last,
+            "at least the base sequence - 1",
+        )?;
         let agrees = counted == Some(event_count);
-        field(agrees, "event count", event_count, "last sequence + 1 - base sequence")?;
+        field(
+            agrees,
+            "event count",
+            event_count,
+            "last sequence + 1 - base sequence",
+        )?;
         let batches = self.batch_count;
         let possible = batches <= event_count && (batches > 0) == (event_count > 0);
         field(possible, "batch count", batches, "1 to the event count")?;
         let (first, last) = (self.first_timestamp_ns, self.last_timestamp_ns);
-        field(first <= last, "first timestamp", first, "at most the last timestamp")?;
+        field(
+            first <= last,
+            "first timestamp",
+            first,
+            "at most the last timestamp",
+        )?;
         let block = to_u64(BLOCK_BYTES);
         let aligned = self.data_end >= SEGMENT_HEADER_BYTES && self.data_end.is_multiple_of(block);
-        field(aligned, "data end", self.data_end, "a block boundary after the header")?;
-        let aligned = self.sparse_offset >= self.data_end && self.sparse_offset.is_multiple_of(block);
-        field(aligned, "sparse offset", self.sparse_offset, "a block boundary after the data")?;
+        field(
+            aligned,
+            "data end",
+            self.data_end,
+            "a block boundary after the header",
+        )?;
+        let aligned =
+            self.sparse_offset >= self.data_end && self.sparse_offset.is_multiple_of(block);
+        field(
+            aligned,
+            "sparse offset",
+            self.sparse_offset,
+            "a block boundary after the data",
+        )?;
         let possible = self.sparse_entries <= self.batch_count;
-        field(possible, "sparse entries", self.sparse_entries, "at most one for each batch")?;
+        field(
+            possible,
+            "sparse entries",
+            self.sparse_entries,
+            "at most one for each batch",
+        )?;
         check_trim(FOOTER, self.trim, self.place.segment, self.base_sequence)
     }
 
@@ -370,17 +447,28 @@ impl Footer {
         check_place(FOOTER, place, &self.place)?;
         let expected = self.file_bytes();
         if expected != Some(file_bytes) {
-            let expected = expected.map_or_else(|| "an impossible length".into(), |n| n.to_string());
-            return Err(FormatError::misplaced(FOOTER, "file length", expected, file_bytes));
+            let expected =
+                expected.map_or_else(|| "an impossible length".into(), |n| n.to_string());
+            return Err(FormatError::misplaced(
+                FOOTER,
+                "file length",
+                expected,
+                file_bytes,
+            ));
         }
         Ok(())
     }
 
     /// Length of the file that ends in this footer.
     pub fn file_bytes(&self) -> Option<u64> {
-        let sparse = self.sparse_entries.checked_mul(to_u64(SPARSE_ENTRY_BYTES))?.checked_add(8)?;
+        let sparse = self
+            .sparse_entries
+            .checked_mul(to_u64(SPARSE_ENTRY_BYTES))?
+            .checked_add(8)?;
         let sparse_end = self.sparse_offset.checked_add(sparse)?;
-        sparse_end.checked_next_multiple_of(to_u64(BLOCK_BYTES))?.checked_add(FOOTER_BYTES)
+        sparse_end
+            .checked_next_multiple_of(to_u64(BLOCK_BYTES))?
+            .checked_add(FOOTER_BYTES)
     }
 }
 
@@ -471,22 +559,47 @@ impl PackedBlockHeader {
 
     fn check_fields(&self) -> Result<(), FormatError> {
         let field = |holds, field, found, reason| require(PACKED, holds, field, found, reason);
-        field(self.offset.is_multiple_of(8), "offset", self.offset, "a multiple of 8")?;
+        field(
+            self.offset.is_multiple_of(8),
+            "offset",
+            self.offset,
+            "a multiple of 8",
+        )?;
         field(self.first_sequence > 0, "first sequence", 0, "at least 1")?;
         let batches = self.batch_count;
         field(batches > 0, "batch count", batches.into(), "at least 1")?;
         let possible = self.event_count >= batches;
-        field(possible, "event count", self.event_count.into(), "at least one for each batch")?;
+        field(
+            possible,
+            "event count",
+            self.event_count.into(),
+            "at least one for each batch",
+        )?;
         let raw = u64::from(self.raw_bytes);
-        field(raw <= PACKED_RAW_BYTES_MAX, "raw bytes", raw, "a block, or one batch of any size")?;
+        field(
+            raw <= PACKED_RAW_BYTES_MAX,
+            "raw bytes",
+            raw,
+            "a block, or one batch of any size",
+        )?;
         let stored = u64::from(self.stored_bytes);
         let possible = match self.codec {
             Codec::None => stored == raw,
             Codec::Zstd => stored < raw,
         };
-        field(possible, "stored bytes", stored, "the raw bytes, less if compressed")?;
+        field(
+            possible,
+            "stored bytes",
+            stored,
+            "the raw bytes, less if compressed",
+        )?;
         let last = self.first_sequence.checked_add(self.event_count.into());
-        field(last.is_some(), "first sequence", self.first_sequence, "room for its events")
+        field(
+            last.is_some(),
+            "first sequence",
+            self.first_sequence,
+            "room for its events",
+        )
     }
 
     /// Checks that the header was written for this place.
@@ -497,7 +610,12 @@ impl PackedBlockHeader {
     pub fn check_place(&self, place: &Place, offset: u64) -> Result<(), FormatError> {
         check_place(PACKED, place, &self.place)?;
         if self.offset != offset {
-            return Err(FormatError::misplaced(PACKED, "offset", offset, self.offset));
+            return Err(FormatError::misplaced(
+                PACKED,
+                "offset",
+                offset,
+                self.offset,
+            ));
         }
         Ok(())
     }
@@ -512,7 +630,11 @@ impl PackedBlockHeader {
         if found == computed {
             return Ok(());
         }
-        Err(FormatError::Checksum { structure: "packed block", found, computed })
+        Err(FormatError::Checksum {
+            structure: "packed block",
+            found,
+            computed,
+        })
     }
 
     /// Offset of the first byte after the block and its padding.
@@ -542,7 +664,10 @@ pub fn encode_sparse_index(entries: &[SparseEntry]) -> Vec<u8> {
     let mut bytes = vec![0u8; unpadded.next_multiple_of(BLOCK_BYTES)];
     let mut fields = FieldWriter::new(&mut bytes, 0);
     for entry in entries {
-        fields.u64(entry.sequence).u64(entry.offset).u64(entry.timestamp_ns);
+        fields
+            .u64(entry.sequence)
+            .u64(entry.offset)
+            .u64(entry.timestamp_ns);
     }
     let value = checksum(&bytes[..unpadded - 8]);
     FieldWriter::new(&mut bytes, unpadded - 8).u64(value);
@@ -553,17 +678,28 @@ pub fn encode_sparse_index(entries: &[SparseEntry]) -> Vec<u8> {
 ///
 /// # Errors
 ///
-/// [`FormatError::TooShort`], [`FormatError::Checksum`], or [`FormatError::Field`] if the entries do not ascend.
+/// [`FormatError::TooShort`], [`FormatError::Checksum`], or [`FormatError::Field`] if the entries
+/// do not ascend.
 pub fn decode_sparse_index(bytes: &[u8], entries: u64) -> Result<Vec<SparseEntry>, FormatError> {
-    let needed = entries.saturating_mul(to_u64(SPARSE_ENTRY_BYTES)).saturating_add(8);
+    let needed = entries
+        .saturating_mul(to_u64(SPARSE_ENTRY_BYTES))
+        .saturating_add(8);
     let available = to_u64(bytes.len());
     if needed > available {
-        return Err(FormatError::TooShort { structure: SPARSE, needed, available });
+        return Err(FormatError::TooShort {
+            structure: SPARSE,
+            needed,
+            available,
+        });
     }
     let end = to_usize(needed) - 8;
     let (found, computed) = (u64_at(bytes, end), checksum(&bytes[..end]));
     if found != computed {
-        return Err(FormatError::Checksum { structure: SPARSE, found, computed });
+        return Err(FormatError::Checksum {
+            structure: SPARSE,
+            found,
+            computed,
+        });
     }
     let rows = bytes[..end].chunks_exact(SPARSE_ENTRY_BYTES);
     let decoded: Vec<SparseEntry> = rows
@@ -600,14 +736,19 @@ pub fn segment_path(partition: u32, segment: u32) -> String {
     format!("partition-{partition:04}/wal/segment-{segment:08}.log")
 }
 
-/// Path of a segment that is being prepared or packed: [`segment_path`] with `.new`. Left over by a crash, it is removed.
+/// Path of a segment that is being prepared or packed: [`segment_path`] with `.new`. Left over by a
+/// crash, it is removed.
 pub fn segment_new_path(partition: u32, segment: u32) -> String {
     format!("{}.new", segment_path(partition, segment))
 }
 
 /// The segment of a file name in the `wal` directory; `None` if it is not exactly such a name.
 pub fn parse_segment_name(name: &str) -> Option<u32> {
-    let segment: u32 = name.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok()?;
+    let segment: u32 = name
+        .strip_prefix("segment-")?
+        .strip_suffix(".log")?
+        .parse()
+        .ok()?;
     (segment > 0 && format!("segment-{segment:08}.log") == name).then_some(segment)
 }
 

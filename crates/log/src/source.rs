@@ -22,8 +22,8 @@ pub(crate) enum NoBytes {
 
 /// Bytes of a file, by offset.
 pub(crate) trait Source {
-    /// Exactly these bytes. Offsets of consecutive calls do not decrease much: a source may forget what lies a
-    /// read window before.
+    /// Exactly these bytes. Offsets of consecutive calls do not decrease much: a source may forget
+    /// what lies a read window before.
     fn get(&mut self, offset: u64, bytes: usize) -> Result<Bytes, NoBytes>;
 }
 
@@ -48,12 +48,20 @@ pub(crate) struct Link {
 pub(crate) enum NoItem {
     Bytes(NoBytes),
     /// Damage at the offset; the last sequence is known if the header could be believed.
-    Corrupt { offset: u64, last_sequence: Option<u64>, reason: CorruptReason },
+    Corrupt {
+        offset: u64,
+        last_sequence: Option<u64>,
+        reason: CorruptReason,
+    },
 }
 
 impl NoItem {
     fn corrupt(offset: u64, reason: impl Into<CorruptReason>) -> NoItem {
-        NoItem::Corrupt { offset, last_sequence: None, reason: reason.into() }
+        NoItem::Corrupt {
+            offset,
+            last_sequence: None,
+            reason: reason.into(),
+        }
     }
 }
 
@@ -67,19 +75,32 @@ impl Subject {
     /// The error for the caller.
     pub(crate) fn error(&self, no_item: NoItem, next_sequence: u64) -> ReadError {
         match no_item {
-            NoItem::Bytes(NoBytes::Io(offset, source)) => {
-                ReadError::Io { path: self.path.clone(), offset, source }
-            }
+            NoItem::Bytes(NoBytes::Io(offset, source)) => ReadError::Io {
+                path: self.path.clone(),
+                offset,
+                source,
+            },
             NoItem::Bytes(NoBytes::Short(offset)) => ReadError::Io {
                 path: self.path.clone(),
                 offset,
                 source: std::io::ErrorKind::UnexpectedEof.into(),
             },
-            NoItem::Corrupt { offset, last_sequence, reason } => {
+            NoItem::Corrupt {
+                offset,
+                last_sequence,
+                reason,
+            } => {
                 let path = self.path.clone();
                 let first_sequence = next_sequence;
                 let last_sequence = last_sequence.filter(|last| *last >= first_sequence);
-                Box::new(Corruption { path, offset, first_sequence, last_sequence, reason }).into()
+                Box::new(Corruption {
+                    path,
+                    offset,
+                    first_sequence,
+                    last_sequence,
+                    reason,
+                })
+                .into()
             }
         }
     }
@@ -92,8 +113,8 @@ pub(crate) struct ActiveItem {
     pub(crate) batch: Option<StoredBatch>,
 }
 
-/// The item at `position` of the active layout, which ends at `end`; `None` at the end. Moves `position` over padding
-/// and over the item.
+/// The item at `position` of the active layout, which ends at `end`; `None` at the end. Moves
+/// `position` over padding and over the item.
 pub(crate) fn next_active(
     source: &mut dyn Source,
     subject: &Subject,
@@ -114,7 +135,10 @@ pub(crate) fn next_active(
     let offset = *position;
     let header_end = offset + to_u64(BATCH_HEADER_BYTES);
     if header_end > end {
-        let reason = CorruptReason::BeyondEnd { needed: header_end, end };
+        let reason = CorruptReason::BeyondEnd {
+            needed: header_end,
+            end,
+        };
         return Err(NoItem::corrupt(offset, reason));
     }
     let encoded = source.get(offset, BATCH_HEADER_BYTES)?;
@@ -125,12 +149,21 @@ pub(crate) fn next_active(
         }
         Err(error) => return Err(NoItem::corrupt(offset, error)),
     };
-    header.check_place(&subject.place, offset).map_err(|error| NoItem::corrupt(offset, error))?;
+    header
+        .check_place(&subject.place, offset)
+        .map_err(|error| NoItem::corrupt(offset, error))?;
     check_link(&header, link).map_err(|reason| NoItem::corrupt(offset, reason))?;
     let last_sequence = (!header.mark).then(|| header.next_sequence() - 1);
-    let corrupt = |reason| NoItem::Corrupt { offset, last_sequence, reason };
+    let corrupt = |reason| NoItem::Corrupt {
+        offset,
+        last_sequence,
+        reason,
+    };
     if header.end_offset() > align_block(end) {
-        return Err(corrupt(CorruptReason::BeyondEnd { needed: header.end_offset(), end }));
+        return Err(corrupt(CorruptReason::BeyondEnd {
+            needed: header.end_offset(),
+            end,
+        }));
     }
     let batch = if header.mark {
         None
@@ -140,17 +173,35 @@ pub(crate) fn next_active(
     };
     *position = header.end_offset();
     let header_checksum = header_checksum(&array_at(&encoded, 0));
-    Ok(Some(ActiveItem { header, header_checksum, batch }))
+    Ok(Some(ActiveItem {
+        header,
+        header_checksum,
+        batch,
+    }))
 }
 
 fn check_link(header: &BatchHeader, link: &Link) -> Result<(), CorruptReason> {
-    if let Some(expected) = link.next_sequence.filter(|next| *next != header.first_sequence) {
+    if let Some(expected) = link
+        .next_sequence
+        .filter(|next| *next != header.first_sequence)
+    {
         let found = header.first_sequence;
-        return Err(CorruptReason::Order { field: "first sequence", expected, found });
+        return Err(CorruptReason::Order {
+            field: "first sequence",
+            expected,
+            found,
+        });
     }
-    if let Some(expected) = link.checksum.filter(|checksum| *checksum != header.previous_checksum) {
+    if let Some(expected) = link
+        .checksum
+        .filter(|checksum| *checksum != header.previous_checksum)
+    {
         let found = header.previous_checksum;
-        return Err(CorruptReason::Order { field: "previous checksum", expected, found });
+        return Err(CorruptReason::Order {
+            field: "previous checksum",
+            expected,
+            found,
+        });
     }
     Ok(())
 }
@@ -160,7 +211,10 @@ pub(crate) fn checked_batch(
     header: &BatchHeader,
     body: Bytes,
 ) -> Result<StoredBatch, CorruptBatch> {
-    let (found, computed) = (header.body_checksum, body_checksum(&body, header.event_count));
+    let (found, computed) = (
+        header.body_checksum,
+        body_checksum(&body, header.event_count),
+    );
     if found != computed {
         return Err(CorruptBatch::Table { found, computed });
     }
@@ -174,7 +228,8 @@ pub(crate) fn checked_batch(
     Ok(batch)
 }
 
-/// The batches of the packed block at `position`, which ends at `end`; `None` at the end. Moves `position` over the block.
+/// The batches of the packed block at `position`, which ends at `end`; `None` at the end. Moves
+/// `position` over the block.
 pub(crate) fn next_packed(
     source: &mut dyn Source,
     subject: &Subject,
@@ -193,7 +248,10 @@ pub(crate) fn next_packed(
     }
     let data_at = offset + to_u64(PACKED_BLOCK_HEADER_BYTES);
     if data_at > end {
-        let reason = CorruptReason::BeyondEnd { needed: data_at, end };
+        let reason = CorruptReason::BeyondEnd {
+            needed: data_at,
+            end,
+        };
         return Err(NoItem::corrupt(offset, reason));
     }
     let encoded = source.get(offset, PACKED_BLOCK_HEADER_BYTES)?;
@@ -201,16 +259,32 @@ pub(crate) fn next_packed(
         .and_then(|header| header.check_place(&subject.place, offset).map(|()| header))
         .map_err(|error| NoItem::corrupt(offset, error))?;
     let last_sequence = Some(header.first_sequence + u64::from(header.event_count) - 1);
-    let corrupt = |reason| NoItem::Corrupt { offset, last_sequence, reason };
-    if let Some(expected) = link.next_sequence.filter(|next| *next != header.first_sequence) {
+    let corrupt = |reason| NoItem::Corrupt {
+        offset,
+        last_sequence,
+        reason,
+    };
+    if let Some(expected) = link
+        .next_sequence
+        .filter(|next| *next != header.first_sequence)
+    {
         let found = header.first_sequence;
-        return Err(corrupt(CorruptReason::Order { field: "first sequence", expected, found }));
+        return Err(corrupt(CorruptReason::Order {
+            field: "first sequence",
+            expected,
+            found,
+        }));
     }
     if header.end_offset() > end {
-        return Err(corrupt(CorruptReason::BeyondEnd { needed: header.end_offset(), end }));
+        return Err(corrupt(CorruptReason::BeyondEnd {
+            needed: header.end_offset(),
+            end,
+        }));
     }
     let stored = source.get(data_at, to_usize(header.stored_bytes.into()))?;
-    header.check_stored(&stored).map_err(|error| corrupt(error.into()))?;
+    header
+        .check_stored(&stored)
+        .map_err(|error| corrupt(error.into()))?;
     let batches = unpack(&header, stored).map_err(corrupt)?;
     *position = header.end_offset();
     Ok(Some(batches))
@@ -218,13 +292,18 @@ pub(crate) fn next_packed(
 
 /// The batches of a packed block whose stored bytes were checked.
 fn unpack(header: &PackedBlockHeader, stored: Bytes) -> Result<Vec<StoredBatch>, CorruptReason> {
-    let fail = |reason: &str| CorruptReason::Unpack { reason: reason.to_owned() };
+    let fail = |reason: &str| CorruptReason::Unpack {
+        reason: reason.to_owned(),
+    };
     let raw_bytes = to_usize(header.raw_bytes.into());
     let raw = match header.codec {
         Codec::None => stored,
         Codec::Zstd => {
-            let raw = zstd::bulk::decompress(&stored, raw_bytes)
-                .map_err(|error| CorruptReason::Unpack { reason: error.to_string() })?;
+            let raw = zstd::bulk::decompress(&stored, raw_bytes).map_err(|error| {
+                CorruptReason::Unpack {
+                    reason: error.to_string(),
+                }
+            })?;
             Bytes::from(raw)
         }
     };
@@ -247,7 +326,12 @@ fn unpack(header: &PackedBlockHeader, stored: Bytes) -> Result<Vec<StoredBatch>,
             return Err(fail("a batch is larger than its block"));
         }
         let body = raw.slice(body_at..body_at + body_bytes);
-        let batch = StoredBatch { first_sequence: next_sequence, timestamp_ns, event_count, body };
+        let batch = StoredBatch {
+            first_sequence: next_sequence,
+            timestamp_ns,
+            event_count,
+            body,
+        };
         batch.verify()?;
         next_sequence += u64::from(event_count);
         batches.push(batch);
@@ -255,7 +339,9 @@ fn unpack(header: &PackedBlockHeader, stored: Bytes) -> Result<Vec<StoredBatch>,
     }
     let counted = batches.len() == to_usize(header.batch_count.into());
     if next_sequence != end_sequence || !counted {
-        return Err(fail("it does not hold the batches and events of its header"));
+        return Err(fail(
+            "it does not hold the batches and events of its header",
+        ));
     }
     Ok(batches)
 }

@@ -1,5 +1,11 @@
 //! Every byte flipped, every prefix: an error or the right answer, never wrong data, never a panic.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and its data is small"
+)]
+
 mod common;
 
 use common::*;
@@ -18,8 +24,7 @@ fn is_prefix(part: &[StoredBatch], whole: &[StoredBatch]) -> bool {
 #[test]
 fn an_undamaged_sample_reads_back() {
     let writer = sample();
-    let (batches, result) =
-        recover(&world_with(&writer.image), None, RecoveryMode::Look);
+    let (batches, result) = recover(&world_with(&writer.image), None, RecoveryMode::Look);
     let recovered = result.unwrap();
     assert_eq!(batches, writer.batches);
     assert_eq!(recovered.next_sequence, writer.next_sequence);
@@ -28,7 +33,10 @@ fn an_undamaged_sample_reads_back() {
     assert_eq!(recovered.cut, None);
     assert!(evidenced(&writer) >= 7);
     for image in [writer.sealed(), writer.packed()] {
-        assert_eq!(read_sealed(&world_with(&image)).unwrap().unwrap(), writer.batches);
+        assert_eq!(
+            read_sealed(&world_with(&image)).unwrap().unwrap(),
+            writer.batches
+        );
     }
 }
 
@@ -46,7 +54,10 @@ fn a_flipped_byte_of_an_unsealed_segment_is_never_wrong_data() {
         let (batches, result) = recover(&sim, None, RecoveryMode::Look);
         assert!(is_prefix(&batches, &writer.batches), "offset {offset}");
         match result {
-            Ok(_) => assert!(batches.len() >= durable, "offset {offset} lost durable data"),
+            Ok(_) => assert!(
+                batches.len() >= durable,
+                "offset {offset} lost durable data"
+            ),
             Err(error) => {
                 assert!(error.to_string().contains(PATH), "offset {offset}: {error}");
                 refused += 1;
@@ -61,8 +72,10 @@ fn a_flipped_byte_of_an_unsealed_segment_is_never_wrong_data() {
 fn a_flipped_byte_of_a_closed_segment_is_refused_or_harmless() {
     let writer = sample();
     let sim = world_with(&writer.image);
-    let end =
-        SegmentEnd { last_checksum: writer.last_checksum, next_sequence: writer.next_sequence };
+    let end = SegmentEnd {
+        last_checksum: writer.last_checksum,
+        next_sequence: writer.next_sequence,
+    };
     for offset in 0..writer.image.len() {
         sim.corrupt(PATH, offset as u64, 0x80).unwrap();
         let (batches, result) = recover(&sim, Some(end), RecoveryMode::Look);
@@ -96,7 +109,10 @@ fn a_flipped_byte_of_a_sealed_segment_is_an_error_or_harmless() {
 fn a_prefix_of_an_unsealed_segment_is_never_wrong_data() {
     let writer = sample();
     let sim = world_with(&[]);
-    for length in (0..writer.image.len()).step_by(64).chain([4095, 4096, 4097]) {
+    for length in (0..writer.image.len())
+        .step_by(64)
+        .chain([4095, 4096, 4097])
+    {
         sim.write_file(PATH, &writer.image[..length]).unwrap();
         let (batches, _) = recover(&sim, None, RecoveryMode::Look);
         assert!(is_prefix(&batches, &writer.batches), "length {length}");
@@ -104,7 +120,10 @@ fn a_prefix_of_an_unsealed_segment_is_never_wrong_data() {
         padded.resize(writer.image.len() + 4096, 0);
         sim.write_file(PATH, &padded).unwrap();
         let (batches, result) = recover(&sim, None, RecoveryMode::Look);
-        assert!(is_prefix(&batches, &writer.batches), "padded length {length}");
+        assert!(
+            is_prefix(&batches, &writer.batches),
+            "padded length {length}"
+        );
         assert_eq!(result.is_ok(), length >= 88, "padded length {length}");
     }
 }
@@ -130,5 +149,8 @@ fn an_unreadable_block_is_named() {
     assert_eq!(batches.len(), 3, "what lies before it was read");
     let error = result.unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
-    assert!(source.contains(&format!("offset {}", writer.groups[2])), "{source}");
+    assert!(
+        source.contains(&format!("offset {}", writer.groups[2])),
+        "{source}"
+    );
 }

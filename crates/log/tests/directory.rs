@@ -1,5 +1,11 @@
 //! Making and opening a database's directory, and finding its segments.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and its data is small"
+)]
+
 mod common;
 
 use common::{TIME, Writer};
@@ -46,10 +52,18 @@ fn a_new_database_opens_and_has_one_empty_segment_each_partition() {
         assert_eq!(found.trim, TrimPoint::NONE);
         let place = manifest.place(partition, 1);
         let storage = sim.storage();
-        let recovered =
-            recover_segment(storage.as_ref(), place, None, RecoveryMode::Repair, &mut |_| {});
+        let recovered = recover_segment(
+            storage.as_ref(),
+            place,
+            None,
+            RecoveryMode::Repair,
+            &mut |_| {},
+        );
         let recovered = recovered.unwrap();
-        assert_eq!((recovered.next_sequence, recovered.write_offset()), (1, 4096));
+        assert_eq!(
+            (recovered.next_sequence, recovered.write_offset()),
+            (1, 4096)
+        );
     }
 }
 
@@ -108,18 +122,30 @@ fn missing_empty_damaged_unreadable_and_newer_are_different_errors() {
     let image = sim.image();
     for path in [MANIFEST_PATH, SCHEMA_PATH] {
         sim.remove_file(path).unwrap();
-        assert!(matches!(open(&sim), Err(DirectoryError::Missing { .. })), "{path}");
+        assert!(
+            matches!(open(&sim), Err(DirectoryError::Missing { .. })),
+            "{path}"
+        );
         let again = create_database(&sim.world(), &options(2));
         assert!(again.is_err(), "a database without {path} is not fresh");
         sim.restore(&image);
         sim.write_file(path, b"").unwrap();
-        assert!(matches!(open(&sim), Err(DirectoryError::Empty { .. })), "{path}");
+        assert!(
+            matches!(open(&sim), Err(DirectoryError::Empty { .. })),
+            "{path}"
+        );
         sim.restore(&image);
         sim.corrupt(path, 100, 1).unwrap();
-        assert!(matches!(open(&sim), Err(DirectoryError::Damaged { .. })), "{path}");
+        assert!(
+            matches!(open(&sim), Err(DirectoryError::Damaged { .. })),
+            "{path}"
+        );
         sim.restore(&image);
         sim.make_unreadable(path, 0, 4096).unwrap();
-        assert!(matches!(open(&sim), Err(DirectoryError::Unreadable { .. })), "{path}");
+        assert!(
+            matches!(open(&sim), Err(DirectoryError::Unreadable { .. })),
+            "{path}"
+        );
         sim.restore(&image);
         let mut block = sim.read_file(path).unwrap();
         block[12] = 9;
@@ -127,10 +153,21 @@ fn missing_empty_damaged_unreadable_and_newer_are_different_errors() {
         block[..8].copy_from_slice(&checksum.to_le_bytes());
         sim.write_file(path, &block).unwrap();
         let error = open(&sim).unwrap_err();
-        assert!(matches!(error, DirectoryError::NewerFormat { found: 9, supported: 1, .. }));
+        assert!(matches!(
+            error,
+            DirectoryError::NewerFormat {
+                found: 9,
+                supported: 1,
+                ..
+            }
+        ));
         sim.restore(&image);
     }
-    for name in sim.paths().into_iter().filter(|path| path.starts_with("partition-0001")) {
+    for name in sim
+        .paths()
+        .into_iter()
+        .filter(|path| path.starts_with("partition-0001"))
+    {
         sim.remove_file(&name).unwrap();
     }
     drop(open(&sim).unwrap());
@@ -149,8 +186,12 @@ fn foreign_files_are_named_and_a_foreign_partition_is_refused() {
     sim.write_file("server/tokens.toml", b"x").unwrap();
     let expected = ["notes.txt", "metadata/old", "partition-0000/core"];
     assert_eq!(open(&sim).unwrap().foreign, expected);
-    sim.write_file("partition-0007/wal/segment-00000001.log", b"x").unwrap();
-    assert!(matches!(open(&sim), Err(DirectoryError::UnexpectedPartition { .. })));
+    sim.write_file("partition-0007/wal/segment-00000001.log", b"x")
+        .unwrap();
+    assert!(matches!(
+        open(&sim),
+        Err(DirectoryError::UnexpectedPartition { .. })
+    ));
 }
 
 #[test]
@@ -202,16 +243,24 @@ fn history(sim: &SimWorld) -> Manifest {
 fn segments_are_found_by_their_names_alone() {
     let sim = SimWorld::new(1);
     let manifest = history(&sim);
-    sim.write_file(&format!("{}.new", path(6)), b"half").unwrap();
+    sim.write_file(&format!("{}.new", path(6)), b"half")
+        .unwrap();
     sim.write_file("partition-0000/wal/readme", b"x").unwrap();
     let found = discover(&sim, &manifest).unwrap();
-    let sealed: Vec<bool> =
-        found.segments.iter().map(|segment| segment.footer().is_some()).collect();
+    let sealed: Vec<bool> = found
+        .segments
+        .iter()
+        .map(|segment| segment.footer().is_some())
+        .collect();
     assert_eq!(sealed, [true, true, true, false, false]);
     assert_eq!(found.segments[4].base_sequence(), 9);
     assert_eq!(found.removed, [format!("{}.new", path(6))]);
     assert_eq!(found.foreign, ["partition-0000/wal/readme"]);
-    assert!(sim.storage().open(&format!("{}.new", path(6)), OpenMode::Read).is_err());
+    assert!(
+        sim.storage()
+            .open(&format!("{}.new", path(6)), OpenMode::Read)
+            .is_err()
+    );
 }
 
 #[test]
@@ -231,10 +280,16 @@ fn a_missing_swapped_or_foreign_segment_is_noticed() {
     let three = sim.read_file(&path(3)).unwrap();
     sim.write_file(&path(2), &three).unwrap();
     sim.write_file(&path(3), &two).unwrap();
-    assert!(matches!(discover(&sim, &manifest), Err(RecoveryError::Corrupt { .. })));
+    assert!(matches!(
+        discover(&sim, &manifest),
+        Err(RecoveryError::Corrupt { .. })
+    ));
     sim.restore(&image);
 
-    let foreign = Manifest { database_id: [9; 16], ..manifest };
+    let foreign = Manifest {
+        database_id: [9; 16],
+        ..manifest
+    };
     let error = discover(&sim, &foreign).unwrap_err();
     let source = std::error::Error::source(&error).unwrap().to_string();
     assert!(source.contains("database id"), "{source}");
@@ -247,7 +302,13 @@ fn a_missing_swapped_or_foreign_segment_is_noticed() {
     image_of_three.extend(footer.encode());
     sim.write_file(&path(3), &image_of_three).unwrap();
     let error = discover(&sim, &manifest).unwrap_err();
-    let named = matches!(&error, RecoveryError::BrokenChain { field: "previous chain hash", .. });
+    let named = matches!(
+        &error,
+        RecoveryError::BrokenChain {
+            field: "previous chain hash",
+            ..
+        }
+    );
     assert!(named, "{error}");
     sim.restore(&image);
 
@@ -265,12 +326,21 @@ fn a_lost_newest_footer_makes_the_segment_unsealed_again() {
     sim.corrupt(&path(3), bytes - 4000, 1).unwrap();
     let found = discover(&sim, &manifest).unwrap();
     assert!(found.segments[2].footer().is_none());
-    let SegmentState::Unsealed(successor) = &found.segments[3].state else { panic!() };
+    let SegmentState::Unsealed(successor) = &found.segments[3].state else {
+        panic!()
+    };
     let storage = sim.storage();
     let (place, end) = (manifest.place(0, 3), Some(SegmentEnd::before(successor)));
     let mut batches = 0;
     let mut visit = |_| batches += 1;
-    recover_segment(storage.as_ref(), place, end, RecoveryMode::Repair, &mut visit).unwrap();
+    recover_segment(
+        storage.as_ref(),
+        place,
+        end,
+        RecoveryMode::Repair,
+        &mut visit,
+    )
+    .unwrap();
     assert_eq!(batches, 2);
 }
 
@@ -278,7 +348,10 @@ fn a_lost_newest_footer_makes_the_segment_unsealed_again() {
 fn trimmed_segments_may_be_missing_and_their_remains_are_removed() {
     let sim = SimWorld::new(1);
     let manifest = history(&sim);
-    let trim = TrimPoint { first_segment: 3, first_sequence: 5 };
+    let trim = TrimPoint {
+        first_segment: 3,
+        first_sequence: 5,
+    };
     write_trim_point(sim.storage().as_ref(), &manifest, 0, trim).unwrap();
     sim.remove_file(&path(1)).unwrap();
     let found = discover(&sim, &manifest).unwrap();
@@ -287,5 +360,8 @@ fn trimmed_segments_may_be_missing_and_their_remains_are_removed() {
     assert_eq!(found.segments.len(), 3);
     assert_eq!(open(&sim).unwrap().foreign, Vec::<String>::new());
     sim.remove_file(&path(3)).unwrap();
-    assert!(matches!(discover(&sim, &manifest), Err(RecoveryError::MissingSegment { .. })));
+    assert!(matches!(
+        discover(&sim, &manifest),
+        Err(RecoveryError::MissingSegment { .. })
+    ));
 }

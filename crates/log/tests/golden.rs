@@ -1,5 +1,11 @@
-//! The bytes of every structure on disk. `TRUTHDB_BLESS=1 cargo test -p truthdb-log --test golden` writes the files anew;
-//! a difference in an existing file is a change of the format.
+//! The bytes of every structure on disk. `TRUTHDB_BLESS=1 cargo test -p truthdb-log --test golden`
+//! writes the files anew; a difference in an existing file is a change of the format.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and its data is small"
+)]
 
 mod common;
 
@@ -14,13 +20,22 @@ fn dump(bytes: &[u8], fields: &[(&str, usize)]) -> String {
     let mut text = String::new();
     let mut at = 0;
     for (name, length) in fields {
-        let hex: String = bytes[at..at + length].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = bytes[at..at + length]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         writeln!(text, "{at:6} {name:<20} {hex}").unwrap();
         at += length;
     }
     let rest = &bytes[at..];
     let zeros = rest.iter().all(|byte| *byte == 0);
-    writeln!(text, "{at:6} {:<20} {} bytes, all zero: {zeros}", "rest", rest.len()).unwrap();
+    writeln!(
+        text,
+        "{at:6} {:<20} {} bytes, all zero: {zeros}",
+        "rest",
+        rest.len()
+    )
+    .unwrap();
     text
 }
 
@@ -31,7 +46,10 @@ fn check(name: &str, text: &str) {
     }
     let golden = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{path}: {error}; run with TRUTHDB_BLESS=1"));
-    assert_eq!(golden, text, "{name} differs; is this meant to be a new version of the format?");
+    assert_eq!(
+        golden, text,
+        "{name} differs; is this meant to be a new version of the format?"
+    );
 }
 
 const PLACE_FIELDS: [(&str, usize); 3] = [("database_id", 16), ("partition", 4), ("segment", 4)];
@@ -49,16 +67,34 @@ fn batch_header() {
     writer.flushed();
     writer.clean_stop();
     let layout = fields(&[
-        &[("header_checksum", 8), ("magic", 4), ("version", 2), ("flags", 2)],
+        &[
+            ("header_checksum", 8),
+            ("magic", 4),
+            ("version", 2),
+            ("flags", 2),
+        ],
         &PLACE_FIELDS,
-        &[("offset", 8), ("first_sequence", 8), ("timestamp_ns", 8), ("previous_checksum", 8)],
-        &[("body_checksum", 8), ("flushed_sequence", 8), ("event_count", 4), ("body_bytes", 4)],
+        &[
+            ("offset", 8),
+            ("first_sequence", 8),
+            ("timestamp_ns", 8),
+            ("previous_checksum", 8),
+        ],
+        &[
+            ("body_checksum", 8),
+            ("flushed_sequence", 8),
+            ("event_count", 4),
+            ("body_bytes", 4),
+        ],
         &[("flushed_offset", 8)],
     ]);
     let at = writer.groups[1] as usize;
     check("batch_header", &dump(&writer.image[at..at + 128], &layout));
     let at = writer.groups[2] as usize;
-    check("clean_stop_mark", &dump(&writer.image[at..at + 128], &layout));
+    check(
+        "clean_stop_mark",
+        &dump(&writer.image[at..at + 128], &layout),
+    );
     let header = BatchHeader::decode(&writer.image[at..]).unwrap();
     assert!(header.mark && header.clean_stop);
     assert_eq!(header.encode()[..], writer.image[at..at + 128]);
@@ -99,12 +135,24 @@ fn segment_header() {
     let layout = fields(&[
         &[("checksum", 8), ("magic", 4), ("version", 2), ("kind", 2)],
         &PLACE_FIELDS,
-        &[("base_sequence", 8), ("segment_bytes", 8), ("previous_checksum", 8)],
-        &[("first_segment", 4), ("reserved", 4), ("first_sequence", 8), ("created_ns", 8)],
+        &[
+            ("base_sequence", 8),
+            ("segment_bytes", 8),
+            ("previous_checksum", 8),
+        ],
+        &[
+            ("first_segment", 4),
+            ("reserved", 4),
+            ("first_sequence", 8),
+            ("created_ns", 8),
+        ],
     ]);
     let bytes = header(SegmentKind::Active).encode();
     check("segment_header", &dump(&bytes, &layout));
-    assert_eq!(SegmentHeader::decode(&bytes).unwrap(), header(SegmentKind::Active));
+    assert_eq!(
+        SegmentHeader::decode(&bytes).unwrap(),
+        header(SegmentKind::Active)
+    );
 }
 
 #[test]
@@ -112,10 +160,28 @@ fn segment_footer() {
     let layout = fields(&[
         &[("checksum", 8), ("magic", 4), ("version", 2), ("kind", 2)],
         &PLACE_FIELDS,
-        &[("base_sequence", 8), ("last_sequence", 8), ("event_count", 8), ("batch_count", 8)],
-        &[("first_timestamp_ns", 8), ("last_timestamp_ns", 8), ("data_end", 8)],
-        &[("sparse_offset", 8), ("sparse_entries", 8), ("event_bytes", 8)],
-        &[("last_batch_checksum", 8), ("root", 32), ("previous_chain", 32), ("chain", 32)],
+        &[
+            ("base_sequence", 8),
+            ("last_sequence", 8),
+            ("event_count", 8),
+            ("batch_count", 8),
+        ],
+        &[
+            ("first_timestamp_ns", 8),
+            ("last_timestamp_ns", 8),
+            ("data_end", 8),
+        ],
+        &[
+            ("sparse_offset", 8),
+            ("sparse_entries", 8),
+            ("event_bytes", 8),
+        ],
+        &[
+            ("last_batch_checksum", 8),
+            ("root", 32),
+            ("previous_chain", 32),
+            ("chain", 32),
+        ],
         &[("first_segment", 4), ("reserved", 4), ("first_sequence", 8)],
     ]);
     let writer = sample();
@@ -127,7 +193,11 @@ fn segment_footer() {
 
 #[test]
 fn sparse_index() {
-    let entry = |sequence| SparseEntry { sequence, offset: sequence * 64, timestamp_ns: TIME };
+    let entry = |sequence| SparseEntry {
+        sequence,
+        offset: sequence * 64,
+        timestamp_ns: TIME,
+    };
     let entries = [entry(100), entry(2000)];
     let layout = [
         ("sequence 0", 8),
@@ -148,11 +218,31 @@ fn packed_block() {
     let writer = sample();
     let image = writer.packed();
     let layout = fields(&[
-        &[("checksum", 8), ("magic", 4), ("version", 2), ("codec", 1), ("reserved", 1)],
+        &[
+            ("checksum", 8),
+            ("magic", 4),
+            ("version", 2),
+            ("codec", 1),
+            ("reserved", 1),
+        ],
         &PLACE_FIELDS,
-        &[("offset", 8), ("first_sequence", 8), ("batch_count", 4), ("raw_bytes", 4)],
-        &[("stored_bytes", 4), ("event_count", 4), ("stored_checksum", 8), ("reserved", 16)],
-        &[("batch event_count", 4), ("batch body_bytes", 4), ("batch timestamp_ns", 8)],
+        &[
+            ("offset", 8),
+            ("first_sequence", 8),
+            ("batch_count", 4),
+            ("raw_bytes", 4),
+        ],
+        &[
+            ("stored_bytes", 4),
+            ("event_count", 4),
+            ("stored_checksum", 8),
+            ("reserved", 16),
+        ],
+        &[
+            ("batch event_count", 4),
+            ("batch body_bytes", 4),
+            ("batch timestamp_ns", 8),
+        ],
     ]);
     check("packed_block", &dump(&image[4096..4096 + 112], &layout));
     let header = PackedBlockHeader::decode(&image[4096..]).unwrap();
@@ -171,7 +261,12 @@ fn manifest_schema_and_trim_point() {
     let preamble: [(&str, usize); 3] = [("checksum", 8), ("magic", 4), ("version", 2)];
     let layout = fields(&[
         &preamble,
-        &[("reserved", 2), ("database_id", 16), ("partition_count", 4), ("reserved", 4)],
+        &[
+            ("reserved", 2),
+            ("database_id", 16),
+            ("partition_count", 4),
+            ("reserved", 4),
+        ],
         &[("segment_bytes", 8), ("key_seed", 16), ("created_ns", 8)],
     ]);
     check("manifest", &dump(&manifest.encode(), &layout));
@@ -179,22 +274,50 @@ fn manifest_schema_and_trim_point() {
 
     let layout = fields(&[
         &preamble,
-        &[("segment_version", 2), ("batch_version", 2), ("manifest_version", 2)],
-        &[("batch_events_max", 4), ("batch_bytes_max", 4), ("payload_bytes_max", 4)],
-        &[("metadata_bytes_max", 4), ("tags_max", 4), ("metadata_keys_max", 4)],
+        &[
+            ("segment_version", 2),
+            ("batch_version", 2),
+            ("manifest_version", 2),
+        ],
+        &[
+            ("batch_events_max", 4),
+            ("batch_bytes_max", 4),
+            ("payload_bytes_max", 4),
+        ],
+        &[
+            ("metadata_bytes_max", 4),
+            ("tags_max", 4),
+            ("metadata_keys_max", 4),
+        ],
     ]);
     check("schema", &dump(&Schema::CURRENT.encode(), &layout));
-    assert_eq!(Schema::decode(&Schema::CURRENT.encode()).unwrap(), Schema::CURRENT);
+    assert_eq!(
+        Schema::decode(&Schema::CURRENT.encode()).unwrap(),
+        Schema::CURRENT
+    );
 
     let sim = SimWorld::new(1);
     let storage = sim.storage();
     truthdb_io::Storage::durable_create_dir(storage.as_ref(), "partition-0002").unwrap();
-    let trim = TrimPoint { first_segment: 5, first_sequence: 1234 };
+    let trim = TrimPoint {
+        first_segment: 5,
+        first_sequence: 1234,
+    };
     write_trim_point(storage.as_ref(), &manifest, 2, trim).unwrap();
-    let layout =
-        fields(&[&preamble, &[("reserved", 2)], &PLACE_FIELDS, &[("first_sequence", 8)]]);
-    check("trim_point", &dump(&sim.read_file(&trim_path(2)).unwrap(), &layout));
-    assert_eq!(read_trim_point(storage.as_ref(), &manifest, 2).unwrap(), trim);
+    let layout = fields(&[
+        &preamble,
+        &[("reserved", 2)],
+        &PLACE_FIELDS,
+        &[("first_sequence", 8)],
+    ]);
+    check(
+        "trim_point",
+        &dump(&sim.read_file(&trim_path(2)).unwrap(), &layout),
+    );
+    assert_eq!(
+        read_trim_point(storage.as_ref(), &manifest, 2).unwrap(),
+        trim
+    );
 }
 
 #[test]
@@ -216,12 +339,25 @@ fn every_flipped_byte_of_a_block_structure_is_noticed() {
             bytes[at] ^= 1 << (at % 8);
             bytes
         };
-        assert!(Manifest::decode(&flipped(&manifest.encode())).is_err(), "{at}");
-        assert!(Schema::decode(&flipped(&Schema::CURRENT.encode())).is_err(), "{at}");
-        assert!(SegmentHeader::decode(&flipped(&writer.image[..4096])).is_err(), "{at}");
+        assert!(
+            Manifest::decode(&flipped(&manifest.encode())).is_err(),
+            "{at}"
+        );
+        assert!(
+            Schema::decode(&flipped(&Schema::CURRENT.encode())).is_err(),
+            "{at}"
+        );
+        assert!(
+            SegmentHeader::decode(&flipped(&writer.image[..4096])).is_err(),
+            "{at}"
+        );
         assert!(Footer::decode(&flipped(&footer.encode())).is_err(), "{at}");
         let decoded = decode_sparse_index(&flipped(&sparse), entries);
-        assert_eq!(decoded.is_err(), at < sparse_index_bytes(entries) as usize, "{at}");
+        assert_eq!(
+            decoded.is_err(),
+            at < sparse_index_bytes(entries) as usize,
+            "{at}"
+        );
     }
     for length in 0..4096 {
         assert!(Manifest::decode(&manifest.encode()[..length]).is_err());

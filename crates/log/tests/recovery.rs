@@ -1,5 +1,11 @@
 //! Torn tails, damage, and what tells them apart.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may panic, and its data is small"
+)]
+
 mod common;
 
 use common::*;
@@ -9,7 +15,12 @@ use truthdb_log::*;
 
 fn refused(result: Result<RecoveredSegment, RecoveryError>) -> (&'static str, u64, Option<u64>) {
     match result.unwrap_err() {
-        RecoveryError::Corrupt { rule, offset, last_sequence, .. } => (rule, offset, last_sequence),
+        RecoveryError::Corrupt {
+            rule,
+            offset,
+            last_sequence,
+            ..
+        } => (rule, offset, last_sequence),
         other => panic!("{other}"),
     }
 }
@@ -29,14 +40,24 @@ fn torn_tail_is_cut_and_reported() {
     let recovered = result.unwrap();
     assert_eq!(batches, acknowledged);
     let bytes = writer.end() - tail;
-    assert_eq!(recovered.cut, Some(Cut { offset: tail, bytes, rule: "torn body" }));
+    assert_eq!(
+        recovered.cut,
+        Some(Cut {
+            offset: tail,
+            bytes,
+            rule: "torn body"
+        })
+    );
     assert_eq!(recovered.last_checksum, checksum);
     let file = sim.read_file(PATH).unwrap();
     assert_eq!(file[..tail as usize], image[..tail as usize]);
     assert!(file[tail as usize..].iter().all(|byte| *byte == 0));
     assert_eq!(file.len() as u64, SEGMENT_BYTES_MIN);
     let (batches, result) = recover(&sim, None, RecoveryMode::Repair);
-    assert_eq!((batches.len(), result.unwrap().cut), (acknowledged.len(), None));
+    assert_eq!(
+        (batches.len(), result.unwrap().cut),
+        (acknowledged.len(), None)
+    );
 }
 
 #[test]
@@ -73,7 +94,10 @@ fn a_batch_within_a_group_is_cut_and_the_one_before_it_kept() {
 fn damage_to_acknowledged_data_is_refused_and_named() {
     let writer = sample();
     let at = writer.groups[1];
-    for (byte, rule) in [(20, "damaged durable header"), (1000, "damaged durable body")] {
+    for (byte, rule) in [
+        (20, "damaged durable header"),
+        (1000, "damaged durable body"),
+    ] {
         let mut image = writer.image.clone();
         image[at as usize + byte] ^= 1;
         let sim = world_with(&image);
@@ -88,8 +112,8 @@ fn damage_to_acknowledged_data_is_refused_and_named() {
     assert_eq!(refused(result).0, "zeros in place of durable data");
 }
 
-/// A mark has no sequence: only the flushed offset tells that it was durable. Without it, damage to the mark would take the
-/// acknowledged batch behind it along.
+/// A mark has no sequence: only the flushed offset tells that it was durable. Without it, damage to
+/// the mark would take the acknowledged batch behind it along.
 #[test]
 fn damage_to_a_durable_mark_is_refused() {
     let mut writer = Writer::new(&header(SegmentKind::Active));
@@ -104,7 +128,8 @@ fn damage_to_a_durable_mark_is_refused() {
     assert_eq!(refused(result).0, "damaged durable header");
 }
 
-/// The second batch of a group, small enough for the padding's place, is zeroed; the next group still follows.
+/// The second batch of a group, small enough for the padding's place, is zeroed; the next group
+/// still follows.
 #[test]
 fn a_durable_batch_lost_in_what_looks_like_padding_is_refused() {
     let mut writer = Writer::new(&header(SegmentKind::Active));
@@ -155,21 +180,34 @@ fn a_block_of_another_place_is_refused() {
 #[test]
 fn a_closed_segment_must_reach_what_its_successor_says() {
     let writer = sample();
-    let end =
-        SegmentEnd { last_checksum: writer.last_checksum, next_sequence: writer.next_sequence };
+    let end = SegmentEnd {
+        last_checksum: writer.last_checksum,
+        next_sequence: writer.next_sequence,
+    };
     let (batches, result) = recover(&world_with(&writer.image), Some(end), RecoveryMode::Repair);
     assert_eq!(batches, writer.batches);
     result.unwrap();
 
     // The remains of an interrupted seal are no torn tail.
-    let (batches, result) = recover(&world_with(&writer.sealed()), Some(end), RecoveryMode::Repair);
-    assert_eq!((batches.len(), result.unwrap().cut), (writer.batches.len(), None));
+    let (batches, result) = recover(
+        &world_with(&writer.sealed()),
+        Some(end),
+        RecoveryMode::Repair,
+    );
+    assert_eq!(
+        (batches.len(), result.unwrap().cut),
+        (writer.batches.len(), None)
+    );
 
     let mut image = writer.image.clone();
     let last = *writer.groups.last().unwrap() as usize;
     image[last..].fill(0);
     let (_, result) = recover(&world_with(&image), Some(end), RecoveryMode::Repair);
-    let expected = ("zeros in place of durable data", last as u64, Some(writer.next_sequence - 1));
+    let expected = (
+        "zeros in place of durable data",
+        last as u64,
+        Some(writer.next_sequence - 1),
+    );
     assert_eq!(refused(result), expected);
 }
 
@@ -180,7 +218,8 @@ fn a_clean_stop_is_seen_and_its_rest_is_not_read() {
     let mut image = writer.image.clone();
     image.resize(SEGMENT_BYTES_MIN as usize, 0);
     let sim = world_with(&image);
-    sim.make_unreadable(PATH, SEGMENT_BYTES_MIN / 2, 4096).unwrap();
+    sim.make_unreadable(PATH, SEGMENT_BYTES_MIN / 2, 4096)
+        .unwrap();
     let (_, result) = recover(&sim, None, RecoveryMode::Look);
     let recovered = result.unwrap();
     assert!(recovered.clean_stop);
@@ -200,13 +239,15 @@ fn a_newer_batch_is_refused_by_name() {
     assert!(matches!(result, Err(RecoveryError::NewerFormat { .. })));
 }
 
-/// Power fails while groups are in flight: what was acknowledged is there, and what is there was written, in order.
+/// Power fails while groups are in flight: what was acknowledged is there, and what is there was
+/// written, in order.
 #[test]
 fn acknowledged_groups_survive_a_power_cut_at_any_moment() {
     let mut cuts = 0;
     for seed in 0..150 {
         let sim = SimWorld::new(seed);
-        sim.write_file(PATH, &header(SegmentKind::Active).encode()).unwrap();
+        sim.write_file(PATH, &header(SegmentKind::Active).encode())
+            .unwrap();
         let storage = sim.storage();
         let file = storage.open(PATH, OpenMode::ReadWrite).unwrap();
         file.allocate(1 << 20).unwrap();
@@ -234,15 +275,24 @@ fn acknowledged_groups_survive_a_power_cut_at_any_moment() {
             appender.extend_from_slice(&writer.image[start..]);
             appender.freeze(bytes);
             let chunk = appender.into_chunk();
-            let source = WriteSource { chunk, start: 0, bytes };
+            let source = WriteSource {
+                chunk,
+                start: 0,
+                bytes,
+            };
             queue.write(&file, source, start as u64, true, round);
             queue.poll(&mut Vec::new());
         }
-        let last_acknowledged = acknowledged.checked_sub(1).map_or(BASE - 1, |last| ends[last].1);
+        let last_acknowledged = acknowledged
+            .checked_sub(1)
+            .map_or(BASE - 1, |last| ends[last].1);
         sim.crash();
         let (batches, result) = recover(&sim, None, RecoveryMode::Repair);
         let recovered = result.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        assert!(recovered.next_sequence > last_acknowledged, "seed {seed} lost acknowledged data");
+        assert!(
+            recovered.next_sequence > last_acknowledged,
+            "seed {seed} lost acknowledged data"
+        );
         assert_eq!(batches, writer.batches[..batches.len()], "seed {seed}");
         cuts += usize::from(recovered.cut.is_some());
         let (again, result) = recover(&sim, None, RecoveryMode::Repair);
@@ -286,8 +336,9 @@ fn scans_read_batches_over_the_edges_of_windows() {
     let footer = reader.footer().unwrap().unwrap();
     let entries = reader.sparse_index(&footer).unwrap();
     for entry in &entries {
-        let (batches, _) =
-            reader.read_batches(entry.offset, footer.data_end, entry.sequence, 1).unwrap();
+        let (batches, _) = reader
+            .read_batches(entry.offset, footer.data_end, entry.sequence, 1)
+            .unwrap();
         assert_eq!(batches[0].first_sequence, entry.sequence);
         assert_eq!(sparse_floor(&entries, entry.sequence, BASE), *entry);
     }

@@ -1,9 +1,9 @@
 //! Small segments, written by hand.
 
-#![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 #![allow(
-    clippy::cast_possible_truncation,
-    reason = "test data is small, and payload bytes are cut on purpose"
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses its own part"
 )]
 
 use std::sync::Arc;
@@ -14,7 +14,11 @@ use truthdb_log::*;
 
 pub const DATABASE_ID: [u8; 16] = *b"database-id-here";
 pub const PATH: &str = "partition-0002/wal/segment-00000003.log";
-pub const PLACE: Place = Place { database_id: DATABASE_ID, partition: 2, segment: 3 };
+pub const PLACE: Place = Place {
+    database_id: DATABASE_ID,
+    partition: 2,
+    segment: 3,
+};
 pub const BASE: u64 = 100;
 pub const PREVIOUS: u64 = 0x1122_3344_5566_7788;
 pub const TIME: u64 = 1_700_000_000_000_000_000;
@@ -26,7 +30,10 @@ pub fn header(kind: SegmentKind) -> SegmentHeader {
         base_sequence: BASE,
         segment_bytes: SEGMENT_BYTES_MIN,
         previous_checksum: PREVIOUS,
-        trim: TrimPoint { first_segment: 2, first_sequence: 50 },
+        trim: TrimPoint {
+            first_segment: 2,
+            first_sequence: 50,
+        },
         created_ns: TIME,
     }
 }
@@ -36,7 +43,9 @@ pub fn event(sequence: u64, payload_bytes: usize) -> Vec<u8> {
     id[..8].copy_from_slice(&sequence.to_le_bytes());
     id[15] = 1;
     let stream = format!("account-{}", sequence % 3);
-    let payload: Vec<u8> = (0..payload_bytes).map(|i| (i as u64 * 7 + sequence) as u8).collect();
+    let payload: Vec<u8> = (0..payload_bytes)
+        .map(|i| (i as u64 * 7 + sequence) as u8)
+        .collect();
     let mut bytes = Vec::new();
     EventBuilder::new(&stream, "deposited")
         .id(EventId::from_bytes(id))
@@ -59,7 +68,14 @@ pub fn batch(first_sequence: u64, payloads: &[usize]) -> StoredBatch {
     let mut at = table_bytes(count);
     for (index, event) in events.iter().enumerate() {
         let (checksum, revision) = (event_checksum(event), first_sequence + index as u64);
-        write_table_row(&mut body, count, index as u32, checksum, revision, event.len() as u32);
+        write_table_row(
+            &mut body,
+            count,
+            index as u32,
+            checksum,
+            revision,
+            event.len() as u32,
+        );
         body[at..at + event.len()].copy_from_slice(event);
         at += event.len();
     }
@@ -117,17 +133,22 @@ impl Writer {
             let batch = batch(self.next_sequence, payloads);
             self.push(Some(batch), false);
         }
-        self.image.resize(self.image.len().next_multiple_of(4096), 0);
+        self.image
+            .resize(self.image.len().next_multiple_of(4096), 0);
     }
 
     pub fn clean_stop(&mut self) {
         self.groups.push(self.end());
         self.push(None, true);
-        self.image.resize(self.image.len().next_multiple_of(4096), 0);
+        self.image
+            .resize(self.image.len().next_multiple_of(4096), 0);
     }
 
     fn push(&mut self, batch: Option<StoredBatch>, clean_stop: bool) {
-        let body = batch.as_ref().map(|batch| batch.body.clone()).unwrap_or_default();
+        let body = batch
+            .as_ref()
+            .map(|batch| batch.body.clone())
+            .unwrap_or_default();
         let event_count = batch.as_ref().map_or(0, |batch| batch.event_count);
         let header = BatchHeader {
             mark: batch.is_none(),
@@ -137,7 +158,11 @@ impl Writer {
             first_sequence: self.next_sequence,
             timestamp_ns: TIME + self.next_sequence,
             previous_checksum: self.last_checksum,
-            body_checksum: if batch.is_none() { 0 } else { body_checksum(&body, event_count) },
+            body_checksum: if batch.is_none() {
+                0
+            } else {
+                body_checksum(&body, event_count)
+            },
             flushed_sequence: self.flushed_sequence,
             flushed_offset: self.flushed_offset,
             event_count,
@@ -179,12 +204,19 @@ impl Writer {
             data_end,
             sparse_offset: data_end,
             sparse_entries,
-            event_bytes: self.batches.iter().map(|batch| batch.body.len() as u64).sum(),
+            event_bytes: self
+                .batches
+                .iter()
+                .map(|batch| batch.body.len() as u64)
+                .sum(),
             last_batch_checksum: self.last_checksum,
             root: [0xA1; 32],
             previous_chain: [0xB2; 32],
             chain: [0xC3; 32],
-            trim: TrimPoint { first_segment: 2, first_sequence: 50 },
+            trim: TrimPoint {
+                first_segment: 2,
+                first_sequence: 50,
+            },
         }
     }
 
@@ -193,7 +225,10 @@ impl Writer {
         let mut image = self.image.clone();
         image.extend(encode_sparse_index(&self.sparse));
         let entries = self.sparse.len() as u64;
-        image.extend(self.footer(SegmentKind::Active, self.end(), entries).encode());
+        image.extend(
+            self.footer(SegmentKind::Active, self.end(), entries)
+                .encode(),
+        );
         image
     }
 
@@ -283,16 +318,21 @@ pub fn recover(
 pub fn read_sealed(sim: &SimWorld) -> Result<Option<Vec<StoredBatch>>, ReadError> {
     let storage = sim.storage();
     let (reader, header) = SegmentReader::open(storage.as_ref(), PLACE)?;
-    let Some(footer) = reader.footer()? else { return Ok(None) };
+    let Some(footer) = reader.footer()? else {
+        return Ok(None);
+    };
     reader.sparse_index(&footer)?;
     let file = Arc::clone(reader.file());
     let scan = SegmentScan::new(storage.as_ref(), file, &header, footer.data_end)?;
-    let scanned: Vec<StoredBatch> =
-        scan.map(|item| item.map(|item| item.batch)).collect::<Result<_, _>>()?;
+    let scanned: Vec<StoredBatch> = scan
+        .map(|item| item.map(|item| item.batch))
+        .collect::<Result<_, _>>()?;
     let mut read = Vec::new();
     let mut offset = SEGMENT_HEADER_BYTES;
     loop {
-        let next = read.last().map_or(BASE, |batch: &StoredBatch| batch.last_sequence() + 1);
+        let next = read
+            .last()
+            .map_or(BASE, |batch: &StoredBatch| batch.last_sequence() + 1);
         let (batches, next_offset) = reader.read_batches(offset, footer.data_end, next, 1)?;
         if batches.is_empty() {
             break;
