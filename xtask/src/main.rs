@@ -1,1 +1,84 @@
-fn main() {}
+//! `cargo xtask`: every command a person or a CI runner needs, in one small program.
+//!
+//! It depends on no crate of the workspace (it starts their binaries instead), so that it compiles in
+//! seconds and works while the workspace does not. It holds no product logic.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line tool talks to its user"
+)]
+
+mod demo;
+mod install;
+mod process;
+mod suite;
+mod summary;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
+
+const USAGE: &str = "\
+Usage: cargo xtask <command> [options]
+
+  run    [--once] [--clean] [--data DIR] [--port N]
+         Build the server, load a year of real flights, show what it can do, and leave it up.
+         --once   stop the server after the demonstration
+         --clean  remove everything that `run` made, and do nothing else
+         --data   folder for everything it makes            (default: target/demo)
+         --port   port of gRPC and HTTP; the native protocol takes the next one (default: 7433)
+
+  test   [--quick] [--only STEP]...
+         Everything that must pass. Installs what is missing. The last line counts.
+         --quick  leave out long simulation, the static binary, licences, and the demonstration
+         --only   run the named steps only
+
+  tidy   The style rules that no other tool checks.
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the command; the answer is whether all was well.
+fn run() -> Result<bool> {
+    let mut parser = lexopt::Parser::from_env();
+    let command = match parser.next()? {
+        Some(Value(command)) => command.string()?,
+        Some(Long("help") | Short('h')) | None => {
+            print!("{USAGE}");
+            return Ok(true);
+        }
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match command.as_str() {
+        "run" => demo::main(&mut parser),
+        "test" => suite::main(&mut parser),
+        "tidy" => {
+            no_more(&mut parser)?;
+            tidy::main()
+        }
+        other => tools::main(other, parser).unwrap_or_else(|| {
+            eprint!("{USAGE}");
+            bail!("there is no command {other:?}")
+        }),
+    }
+}
+
+/// Refuses arguments that the command does not take.
+fn no_more(parser: &mut lexopt::Parser) -> Result<()> {
+    match parser.next()? {
+        Some(argument) => Err(argument.unexpected().into()),
+        None => Ok(()),
+    }
+}

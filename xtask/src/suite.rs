@@ -1,0 +1,391 @@
+//! `cargo xtask test`: named steps, each timed and counted; all run, and all failures are reported.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lexopt::prelude::{Long, ValueExt as _};
+
+use crate::demo;
+use crate::install::{self, MUSL_TARGET};
+use crate::process::{cargo, command, root, run, target_dir, tee};
+use crate::summary::Count;
+use crate::tidy;
+
+/// A step: its name, whether `--quick` has it, what it is for, and what it does.
+struct Step {
+    name: &'static str,
+    quick: bool,
+    what: &'static str,
+    run: fn() -> Result<Count>,
+}
+
+const STEPS: [Step; 9] = [
+    Step {
+        name: "fmt",
+        quick: true,
+        what: "formatting",
+        run: fmt,
+    },
+    Step {
+        name: "tidy",
+        quick: true,
+        what: "style rules of our own",
+        run: tidy::check,
+    },
+    Step {
+        name: "clippy",
+        quick: true,
+        what: "lints, warnings are errors",
+        run: clippy,
+    },
+    Step {
+        name: "tests",
+        quick: true,
+        what: "unit and integration tests",
+        run: tests,
+    },
+    Step {
+        name: "docs",
+        quick: true,
+        what: "documentation and its examples",
+        run: docs,
+    },
+    Step {
+        name: "workflows",
+        quick: true,
+        what: "workflow files",
+        run: workflows,
+    },
+    Step {
+        name: "deny",
+        quick: false,
+        what: "licences and sources of dependencies",
+        run: deny,
+    },
+    Step {
+        name: "static",
+        quick: false,
+        what: "the static binary",
+        run: static_binary,
+    },
+    Step {
+        name: "demo",
+        quick: false,
+        what: "`cargo xtask run --once`",
+        run: demonstration,
+    },
+];
+
+/// Runs the steps; the answer is whether all passed.
+pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
+    let mut quick = false;
+    let mut only = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("quick") => quick = true,
+            Long("only") => only.push(parser.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| STEPS.iter().all(|step| step.name != **name))
+    {
+        let names: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
+        bail!(
+            "there is no step {unknown:?}; there are {}",
+            names.join(", ")
+        );
+    }
+    let wanted = |step: &&Step| {
+        if only.is_empty() {
+            step.quick || !quick
+        } else {
+            only.iter().any(|name| name == step.name)
+        }
+    };
+    install::toolchain()?;
+    let outcomes: Vec<Outcome> = STEPS.iter().filter(wanted).map(Outcome::of).collect();
+    Ok(report(&outcomes))
+}
+
+struct Outcome {
+    name: &'static str,
+    count: Count,
+    took: Duration,
+    error: Option<anyhow::Error>,
+}
+
+impl Outcome {
+    fn of(step: &Step) -> Self {
+        println!("\n==> {}: {}", step.name, step.what);
+        let start = now();
+        let (count, error) = match (step.run)() {
+            Ok(count) => (count, None),
+            Err(error) => (
+                Count {
+                    passed: 0,
+                    failed: 1,
+                },
+                Some(error),
+            ),
+        };
+        let took = start.elapsed();
+        if let Some(error) = &error {
+            println!("    error: {error:#}");
+        }
+        println!(
+            "    {} passed, {} failed in {:.1} s",
+            count.passed,
+            count.failed,
+            took.as_secs_f64()
+        );
+        Self {
+            name: step.name,
+            count,
+            took,
+            error,
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a step takes is for people, not for logic"
+)]
+fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+/// Prints a line for each step, and the totals in the last line; the answer is whether nothing failed.
+fn report(outcomes: &[Outcome]) -> bool {
+    let total = outcomes
+        .iter()
+        .fold(Count::default(), |sum, outcome| sum.plus(outcome.count));
+    println!("\n==> summary");
+    for Outcome {
+        name,
+        count,
+        took,
+        error,
+    } in outcomes
+    {
+        let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
+        let seconds = took.as_secs_f64();
+        println!(
+            "    {name:<10} {verdict:<7} {:>6} passed {:>4} failed {seconds:>8.1} s",
+            count.passed, count.failed
+        );
+        if let Some(error) = error {
+            println!("        {error:#}");
+        }
+    }
+    // Whoever calls this reads the last line.
+    println!("{} passed, {} failed", total.passed, total.failed);
+    total.failed == 0
+}
+
+/// Runs a command and counts what its output says.
+fn counted(command: &mut Command) -> Result<Count> {
+    let (status, output) = tee(command)?;
+    Ok(Count::of_step(&output, status.success()))
+}
+
+fn fmt() -> Result<Count> {
+    counted(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn clippy() -> Result<Count> {
+    counted(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+/// The proof verifier in Python is tested from Rust; `TRUTHDB_TEST_PYTHON` names the interpreter that has its hash.
+fn tests() -> Result<Count> {
+    let python = install::python()?;
+    let mut nextest = install::cargo_tool(&install::NEXTEST)?;
+    nextest.args([
+        "nextest",
+        "run",
+        "--workspace",
+        "--locked",
+        "--no-fail-fast",
+    ]);
+    counted(nextest.env("TRUTHDB_TEST_PYTHON", python))
+}
+
+fn docs() -> Result<Count> {
+    let build = counted(
+        cargo()
+            .args([
+                "doc",
+                "--workspace",
+                "--no-deps",
+                "--document-private-items",
+                "--locked",
+            ])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    Ok(build.plus(counted(cargo().args([
+        "test",
+        "--workspace",
+        "--doc",
+        "--locked",
+    ]))?))
+}
+
+/// The schema of workflow files, and an audit of what they may do. Offline: nothing is asked of the network.
+fn workflows() -> Result<Count> {
+    let python = install::python()?;
+    let mut files: Vec<PathBuf> = std::fs::read_dir(root().join(".github/workflows"))
+        .and_then(|entries| {
+            entries
+                .map(|entry| entry.map(|entry| entry.path()))
+                .collect()
+        })
+        .context("reading .github/workflows")?;
+    files.sort();
+    let tool = |name: &str| command(python.with_file_name(name));
+    let schema = counted(
+        tool("check-jsonschema")
+            .args(["--builtin-schema", "vendor.github-workflows"])
+            .args(&files),
+    )?;
+    let audit = counted(
+        tool("zizmor")
+            .args(["--offline", "--quiet", "--no-progress"])
+            .args(&files),
+    )?;
+    Ok(schema.plus(audit))
+}
+
+fn deny() -> Result<Count> {
+    let mut deny = install::cargo_tool(&install::DENY)?;
+    counted(deny.args([
+        "--locked",
+        "--all-features",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+/// Builds the static binary, and makes and verifies a database with it.
+fn static_binary() -> Result<Count> {
+    install::musl_tools()?;
+    run(cargo().args([
+        "build",
+        "--locked",
+        "--profile",
+        "fast",
+        "--package",
+        "truthdb",
+        "--target",
+        MUSL_TARGET,
+    ]))?;
+    let binary = target_dir().join(MUSL_TARGET).join("fast/truthdb");
+    let elf = std::fs::read(&binary).context("reading the static binary")?;
+    ensure!(
+        !needs_interpreter(&elf)?,
+        "{} is not static",
+        binary.display()
+    );
+    let folder = scratch("static")?;
+    let data = folder.join("data");
+    run(command(&binary).arg("--version"))?;
+    run(command(&binary)
+        .arg("init")
+        .arg("--data")
+        .arg(&data)
+        .args(["--partitions", "2"]))?;
+    run(command(&binary).arg("verify").arg("--data").arg(&data))?;
+    std::fs::remove_dir_all(&folder).context("removing the scratch folder")?;
+    // Static, starts, makes a database, verifies it.
+    Ok(Count {
+        passed: 4,
+        failed: 0,
+    })
+}
+
+/// Whether an ELF file asks for a dynamic loader.
+fn needs_interpreter(elf: &[u8]) -> Result<bool> {
+    const PROGRAM_INTERPRETER: u32 = 3;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(*elf.get(at..)?.first_chunk()?));
+    let u64_at = |at: usize| Some(u64::from_le_bytes(*elf.get(at..)?.first_chunk()?));
+    ensure!(
+        elf.starts_with(b"\x7fELF\x02\x01"),
+        "it is not a 64-bit little-endian ELF file"
+    );
+    let headers = || Some((u64_at(32)?, usize::from(u16_at(54)?), u16_at(56)?));
+    let (offset, entry_bytes, count) = headers().context("the ELF file is cut short")?;
+    let offset = usize::try_from(offset).context("the ELF file is too large")?;
+    let mut kinds = (0..usize::from(count)).map(|index| {
+        let header = elf.get(offset + index * entry_bytes..)?;
+        Some(u32::from_le_bytes(*header.first_chunk()?))
+    });
+    Ok(kinds.any(|kind| kind == Some(PROGRAM_INTERPRETER)))
+}
+
+/// The demonstration as a newcomer sees it, in a folder and on ports of its own.
+fn demonstration() -> Result<Count> {
+    let folder = scratch("demo")?;
+    let port = demo::free_ports()?.to_string();
+    let mut demo = command(std::env::current_exe().context("the path of this program")?);
+    demo.args(["run", "--once", "--port", &port, "--data"])
+        .arg(folder.join("demo"));
+    let count = counted(&mut demo)?;
+    std::fs::remove_dir_all(&folder).context("removing the scratch folder")?;
+    Ok(count)
+}
+
+/// An empty folder below the target directory.
+fn scratch(name: &str) -> Result<PathBuf> {
+    let folder: &Path = &target_dir().join("xtask").join(name);
+    if folder.exists() {
+        std::fs::remove_dir_all(folder)
+            .with_context(|| format!("emptying {}", folder.display()))?;
+    }
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    Ok(folder.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_binary_is_told_from_a_static_one() {
+        let mut elf = vec![0u8; 64 + 2 * 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[32] = 64;
+        elf[54] = 56;
+        elf[56] = 2;
+        elf[64] = 1;
+        elf[64 + 56] = 6;
+        assert!(!needs_interpreter(&elf).unwrap());
+        elf[64 + 56] = 3;
+        assert!(needs_interpreter(&elf).unwrap());
+        assert!(needs_interpreter(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn steps_have_distinct_names() {
+        for (at, step) in STEPS.iter().enumerate() {
+            assert!(
+                STEPS[..at].iter().all(|other| other.name != step.name),
+                "{}",
+                step.name
+            );
+        }
+    }
+}
