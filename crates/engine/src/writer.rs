@@ -19,9 +19,8 @@ use std::sync::atomic::Ordering;
 
 use truthdb_io::{
     AlignedBuf, AppendChunk, BLOCK_BYTES, ChunkWriter, Completion, File, IoQueue, World,
-    WriteSource,
 };
-
+use truthdb_log::{
     EventKeys, Place, SegmentHeader, StreamHead, segment_data_end_max, segment_path,
 };
 
