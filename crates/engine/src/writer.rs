@@ -558,9 +558,8 @@ impl PartitionWriter {
         if !self.in_flight.is_empty() || self.zeroing.is_some() || self.syncing.is_some() {
             return Err(None);
         }
-        if self.config.durability != Durability::FlushEachGroup
-            && self.flushed_sequence < self.next_sequence - 1
-        {
+        let end = self.unsealed.end_offset.load(Ordering::Acquire);
+        if self.config.durability != Durability::FlushEachGroup && self.flushed_offset < end {
             // A successor proves its predecessor whole, so the predecessor is flushed first, whatever is promised.
             self.submit_sync();
             return Err(None);
