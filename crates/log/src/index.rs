@@ -36,8 +36,8 @@ const SAMPLE_MAX: usize = 2048;
 const IDENTITY: std::ops::Range<usize> = 8..112;
 const SECTIONS: usize = 7;
 const HEADER_BYTES: usize = 112 + SECTIONS * SECTION_ENTRY_BYTES;
-const STREAM_ROW_BYTES: usize = 32 + LIST_BYTES;
-const FACET_ROW_BYTES: usize = 8 + LIST_BYTES;
+pub(crate) const STREAM_ROW_BYTES: usize = 32 + LIST_BYTES;
+pub(crate) const FACET_ROW_BYTES: usize = 8 + LIST_BYTES;
 
 /// What an index of a sealed segment must say of itself to be believed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,12 +192,12 @@ fn pages_of(rows: usize, row_bytes: usize) -> usize {
 
 /// An open index of a sealed segment.
 pub struct SegmentIndex {
-    reader: PagedReader,
-    binding: SegmentBinding,
-    streams: Table,
-    stream_postings: Section,
-    facets: Table,
-    facet_postings: Section,
+    pub(crate) reader: PagedReader,
+    pub(crate) binding: SegmentBinding,
+    pub(crate) streams: Table,
+    pub(crate) stream_postings: Section,
+    pub(crate) facets: Table,
+    pub(crate) facet_postings: Section,
     ids: Section,
 }
 
@@ -209,11 +209,12 @@ impl std::fmt::Debug for SegmentIndex {
     }
 }
 
-struct StreamRow {
-    key: StreamKey,
+/// A row of the streams table.
+pub(crate) struct StreamRow {
+    pub(crate) key: StreamKey,
     first_revision: u64,
     previous_sequence: u64,
-    list: PostingList,
+    pub(crate) list: PostingList,
 }
 
 impl SegmentIndex {
@@ -391,63 +392,6 @@ impl SegmentIndex {
         }
     }
 
-    /// Reads every page and compares every relation within the file: what `verify` does with it.
-    pub fn check(&self) -> Result<(), IndexError> {
-        let mut out = Vec::new();
-        let mut rows = self.reader.rows(&self.streams.section, STREAM_ROW_BYTES);
-        let (mut row, mut last, mut total) = ([0; STREAM_ROW_BYTES], None, 0u64);
-        while rows.next(&mut row)? {
-            let row = self.decode_stream(&row)?;
-            if last.is_some_and(|last| row.key <= last) {
-                return Err(self
-                    .reader
-                    .corrupt(self.streams.section.offset, "streams are not sorted"));
-            }
-            (last, total) = (Some(row.key), total + u64::from(row.list.count));
-            out.clear();
-            self.append_postings(
-                &self.stream_postings,
-                &row.list,
-                0,
-                row.list.count,
-                &mut out,
-            )?;
-            if out.last() != Some(&(self.binding.base_sequence + u64::from(row.list.last))) {
-                let offset = self.stream_postings.offset;
-                return Err(self
-                    .reader
-                    .corrupt(offset, "postings do not end where their row says"));
-            }
-        }
-        if total != self.binding.event_count {
-            let offset = self.streams.section.offset;
-            return Err(self
-                .reader
-                .corrupt(offset, "the streams' events are not all events"));
-        }
-        let mut rows = self.reader.rows(&self.facets.section, FACET_ROW_BYTES);
-        let (mut row, mut last) = ([0; FACET_ROW_BYTES], None);
-        while rows.next(&mut row)? {
-            let key = get_u64(&row, 0);
-            if last.is_some_and(|last| key <= last) {
-                return Err(self
-                    .reader
-                    .corrupt(self.facets.section.offset, "facets are not sorted"));
-            }
-            last = Some(key);
-            let list = self.decode_list(&row[8..], self.facets.section.offset)?;
-            out.clear();
-            self.append_postings(&self.facet_postings, &list, 0, list.count, &mut out)?;
-            if out.last() != Some(&(self.binding.base_sequence + u64::from(list.last))) {
-                let offset = self.facet_postings.offset;
-                return Err(self
-                    .reader
-                    .corrupt(offset, "postings do not end where their row says"));
-            }
-        }
-        self.visit_ids(self.binding.base_sequence, |_, _| {})
-    }
-
     fn find_stream(&self, key: StreamKey) -> Result<Option<StreamRow>, IndexError> {
         let mut row = [0; STREAM_ROW_BYTES];
         if !self.streams.find(&self.reader, key, &mut row)? {
@@ -465,7 +409,7 @@ impl SegmentIndex {
             .map(Some)
     }
 
-    fn decode_stream(&self, row: &[u8]) -> Result<StreamRow, IndexError> {
+    pub(crate) fn decode_stream(&self, row: &[u8]) -> Result<StreamRow, IndexError> {
         let offset = self.streams.section.offset;
         let row = StreamRow {
             key: crate::table::TableKey::read(row),
@@ -491,7 +435,7 @@ impl SegmentIndex {
         Ok(row)
     }
 
-    fn decode_list(&self, bytes: &[u8], offset: u64) -> Result<PostingList, IndexError> {
+    pub(crate) fn decode_list(&self, bytes: &[u8], offset: u64) -> Result<PostingList, IndexError> {
         let list = PostingList::decode(bytes);
         if !list.is_plausible(self.binding.event_count) {
             return Err(self
@@ -501,7 +445,7 @@ impl SegmentIndex {
         Ok(list)
     }
 
-    fn extent(&self, row: &StreamRow) -> StreamExtent {
+    pub(crate) fn extent(&self, row: &StreamRow) -> StreamExtent {
         StreamExtent {
             first_revision: row.first_revision,
             next_revision: row.first_revision + u64::from(row.list.count),
@@ -511,7 +455,7 @@ impl SegmentIndex {
         }
     }
 
-    fn append_postings(
+    pub(crate) fn append_postings(
         &self,
         section: &Section,
         list: &PostingList,

@@ -42,6 +42,7 @@ mod segment;
 mod source;
 mod table;
 mod verify;
+mod verify_walk;
 
 pub use active_index::*;
 pub use heads::*;

@@ -97,6 +97,38 @@ pub fn rebuild_segment_index(
     Ok(SegmentIndex::open(storage, &path, &binding)?)
 }
 
+/// The first event of a batch whose revision does not follow that of its stream's last event in the segment.
+pub(crate) fn revision_gap(
+    index: &ActiveIndex,
+    keys: &KeyHasher,
+    batch: &StoredBatch,
+) -> Option<RevisionGap> {
+    let mut next = std::collections::HashMap::new();
+    for stored in batch.events() {
+        let stream = keys.stream(stored.event().stream().as_bytes());
+        let known = || index.stream(stream).map(|extent| extent.next_revision);
+        let expected = next.get(&stream).copied().or_else(known);
+        if let Some(expected) = expected.filter(|expected| *expected != stored.revision) {
+            let (sequence, found) = (stored.sequence, stored.revision);
+            return Some(RevisionGap {
+                sequence,
+                expected,
+                found,
+            });
+        }
+        next.insert(stream, stored.revision.saturating_add(1));
+    }
+    None
+}
+
+/// An event with another revision than follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RevisionGap {
+    pub(crate) sequence: u64,
+    pub(crate) expected: u64,
+    pub(crate) found: u64,
+}
+
 /// Refuses events whose revisions have gaps: the index would be built on sand.
 fn check_revisions(
     index: &ActiveIndex,
@@ -105,33 +137,30 @@ fn check_revisions(
     reader: &SegmentReader,
     offset: u64,
 ) -> Result<(), SealError> {
-    let mut next = std::collections::HashMap::new();
-    for stored in batch.events() {
-        let stream = keys.stream(stored.event().stream().as_bytes());
-        let known = || index.stream(stream).map(|extent| extent.next_revision);
-        let expected = next.get(&stream).copied().or_else(known);
-        if let Some(expected) = expected.filter(|expected| *expected != stored.revision) {
-            let reason = crate::CorruptReason::Order {
-                field: "revision",
-                expected,
-                found: stored.revision,
-            };
-            let corruption = crate::Corruption {
-                path: reader.path().to_owned(),
-                offset,
-                first_sequence: stored.sequence,
-                last_sequence: Some(stored.sequence),
-                reason,
-            };
-            return Err(ReadError::from(Box::new(corruption)).into());
-        }
-        next.insert(stream, stored.revision + 1);
-    }
-    Ok(())
+    let Some(gap) = revision_gap(index, keys, batch) else {
+        return Ok(());
+    };
+    let RevisionGap {
+        sequence,
+        expected,
+        found,
+    } = gap;
+    let corruption = crate::Corruption {
+        path: reader.path().to_owned(),
+        offset,
+        first_sequence: sequence,
+        last_sequence: Some(sequence),
+        reason: crate::CorruptReason::Order {
+            field: "revision",
+            expected,
+            found,
+        },
+    };
+    Err(ReadError::from(Box::new(corruption)).into())
 }
 
 /// Finds the pending streams in an older index and takes those found off the list.
-fn resolve(
+pub(crate) fn resolve(
     index: &mut ActiveIndex,
     pending: &mut Vec<StreamKey>,
     older: &SegmentIndex,
