@@ -72,14 +72,8 @@ pub(crate) fn encode_request(request: &v1::AppendRequest) -> Result<EncodedEvent
         let metadata = event
             .metadata
             .iter()
-            .map(|entry| match std::str::from_utf8(&entry.value) {
-                Ok(value) => Ok((entry.key.as_str(), value)),
-                Err(_) => Err(ApiError::invalid_argument(format!(
-                    "event {index} of the batch: the metadata value of {} is not UTF-8",
-                    entry.key
-                ))),
-            })
-            .collect::<Result<_, _>>()?;
+            .map(|entry| (entry.key.as_str(), entry.value.as_str()))
+            .collect();
         let parts = EventParts {
             id: &event.id,
             stream: &event.stream,

@@ -37,6 +37,7 @@ pub(crate) fn limits() -> v1::Limits {
         content_type_bytes_max: number(truthdb_event::CONTENT_TYPE_BYTES_MAX),
         tags_max: number(truthdb_event::TAGS_MAX),
         metadata_bytes_max: number(truthdb_event::METADATA_BYTES_MAX),
+        metadata_keys_max: number(truthdb_event::METADATA_KEYS_MAX),
         event_payload_bytes_max: number(truthdb_event::EVENT_PAYLOAD_BYTES_MAX),
         batch_events_max: number(truthdb_event::BATCH_EVENTS_MAX),
         batch_bytes_max: number(truthdb_event::BATCH_BYTES_MAX),
@@ -82,7 +83,7 @@ pub(crate) fn event(partition: u32, batch: &StoredBatch, stored: &StoredEvent<'_
             .metadata()
             .map(|(key, value)| v1::MetadataEntry {
                 key: key.to_owned(),
-                value: batch.body.slice_ref(value.as_bytes()),
+                value: value.to_owned(),
             })
             .collect(),
         payload: batch.body.slice_ref(event.payload()),

@@ -25,7 +25,8 @@ fn limit_name(field: &str) -> &str {
         "event type" => "event_type_bytes_max",
         "content type" => "content_type_bytes_max",
         "number of tags" | "tag" | "tags bytes" => "tags_max",
-        "number of metadata keys" | "metadata key" | "metadata bytes" => "metadata_bytes_max",
+        "number of metadata keys" => "metadata_keys_max",
+        "metadata key" | "metadata bytes" => "metadata_bytes_max",
         "payload bytes" => "event_payload_bytes_max",
         other => other,
     }

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
-use super::Shared;
+use super::{Shared, stopped};
 use super::metrics::{Gauge, Metrics};
 
 /// Connections that the kernel keeps until they are accepted.
@@ -218,7 +218,7 @@ pub(crate) async fn accept_loop<S: Serve>(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stopping| *stopping) => break,
+            () = stopped(&mut stopping) => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,

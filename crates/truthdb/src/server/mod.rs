@@ -38,9 +38,7 @@ use config::Config;
 use metrics::Metrics;
 use readers::ReaderPool;
 
-pub(crate) use errors::with_causes;
-pub(crate) use http::openapi;
-pub(crate) use run::{ServeOptions, open_world, run};
+pub(crate) use run::{ServeOptions, create, open_world, run};
 
 /// When a refused request should come again, milliseconds.
 const RETRY_AFTER_MS: u64 = 100;
@@ -128,6 +126,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.0.subscriptions.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// Ends when the server stops.
+pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is the same.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 /// The answer when the server is about to end.

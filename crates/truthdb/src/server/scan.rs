@@ -56,6 +56,7 @@ pub(crate) struct Scan {
     /// Nothing after this sequence.
     until: u64,
     position: u64,
+    next_revision: Option<u64>,
     done: bool,
 }
 
@@ -94,7 +95,8 @@ impl Scan {
         let place = match (read.scope, read.start) {
             (ReadScope::Partition, ReadStart::Edge) => Place::Partition(ReadFrom::Start),
             (ReadScope::Partition, ReadStart::Sequence(sequence)) => {
-                Place::Partition(ReadFrom::Sequence(sequence))
+                // Sequences begin at 1; 0 means "from the start" as well.
+                Place::Partition(ReadFrom::Sequence(sequence.max(1)))
             }
             (ReadScope::Partition, ReadStart::Timestamp(time)) => {
                 Place::Partition(ReadFrom::Time(time))
@@ -125,6 +127,7 @@ impl Scan {
             remaining: if read.max_events == 0 { u64::MAX } else { read.max_events },
             until: if read.until_sequence == 0 { u64::MAX } else { read.until_sequence },
             position: 0,
+            next_revision: None,
             done: false,
         })
     }
@@ -137,6 +140,16 @@ impl Scan {
     /// The partition that is read.
     pub(crate) fn partition(&self) -> u32 {
         self.partition
+    }
+
+    /// Everything up to this sequence (backward: down to it) was delivered or passed over.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Of a stream: the revision to go on from, `None` if nothing is left.
+    pub(crate) fn next_revision(&self) -> Option<u64> {
+        self.next_revision
     }
 
     fn is_in_memory(&self, engine: &Engine) -> bool {
@@ -249,6 +262,7 @@ impl Scan {
             (Some(last), engine::Direction::Backward) => last.first_sequence,
             (None, _) => self.position,
         };
+        self.next_revision = page.next;
         match page.next {
             Some(next) => self.place = Place::Stream(name, RevisionFrom::Revision(next)),
             None => self.done = true,

@@ -1,6 +1,7 @@
 //! The service `truthdb.v1.Admin`.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ const PROGRESS_INTERVAL_NS: u64 = 1_000_000_000;
 
 /// Plans of trims that may be executed, by their tokens.
 #[derive(Default)]
-pub(in crate::server) struct TrimPlans {
+pub(crate) struct TrimPlans {
     plans: HashMap<[u8; 16], TrimPlan>,
     order: std::collections::VecDeque<[u8; 16]>,
 }
@@ -43,8 +44,12 @@ impl TrimPlans {
         token
     }
 
-    fn take(&mut self, token: &[u8]) -> Option<TrimPlan> {
+    fn take(&mut self, partition: Option<u32>, token: &[u8]) -> Option<TrimPlan> {
         let token: [u8; 16] = token.try_into().ok()?;
+        let plan = self.plans.get(&token)?;
+        if partition.is_some_and(|partition| partition != plan.partition) {
+            return None;
+        }
         self.order.retain(|other| *other != token);
         self.plans.remove(&token)
     }
@@ -117,7 +122,7 @@ impl v1::admin_server::Admin for AdminService {
                     trim_plan(&self.shared, target).await
                 }
                 Some(v1::trim_request::Request::ExecutePlanToken(token)) => {
-                    trim_execute(&self.shared, &token).await
+                    trim_execute(&self.shared, None, &token).await
                 }
                 None => Err(ApiError::invalid_argument("`plan` or `execute_plan_token` is needed")),
             }
@@ -256,7 +261,7 @@ pub(in crate::server) async fn trim_plan(
     shared.check_partition(target.partition)?;
     let engine = shared.engine.clone();
     let plan = move || engine.trim_plan(target.partition, to);
-    let plan = shared.readers.run(plan).await?.map_err(|error| trim_error(&error))?;
+    let plan = shared.readers.run(plan).await?.map_err(|error| read_error(&error))?;
     let token = shared.trim_plans.lock().put(plan.clone());
     Ok(trim_response(&plan, false, &token))
 }
@@ -264,21 +269,23 @@ pub(in crate::server) async fn trim_plan(
 /// Does what a plan says, if it still holds.
 pub(in crate::server) async fn trim_execute(
     shared: &Arc<Shared>,
+    partition: Option<u32>,
     token: &[u8],
 ) -> Result<v1::TrimResponse, ApiError> {
     let unknown = || {
         ApiError::new(ErrorCode::NotFound, "the plan is unknown or outdated")
             .with_action("Make a new plan, look at it, and execute that.")
     };
-    let plan = shared.trim_plans.lock().take(token).ok_or_else(unknown)?;
+    let plan = shared.trim_plans.lock().take(partition, token).ok_or_else(unknown)?;
     let engine = shared.engine.clone();
     let execute = move || {
         let to = TrimTo::Sequence(plan.first_sequence);
-        let now = engine.trim_plan(plan.partition, to).map_err(|error| trim_error(&error))?;
+        let now = engine.trim_plan(plan.partition, to).map_err(|error| read_error(&error))?;
         if now != plan {
             return Err(unknown());
         }
-        engine.trim(plan).map_err(|error| trim_error(&error))
+        engine.trim(&plan).map_err(|error| trim_error(&error))?;
+        Ok(plan)
     };
     let done = shared.readers.run(execute).await??;
     tracing::info!(
@@ -315,6 +322,7 @@ impl Pace {
 }
 
 struct Backup<'a> {
+    database_id: [u8; 16],
     session: BackupSession,
     have: HashMap<(u32, u32), [u8; 32]>,
     data: &'a Path,
@@ -342,6 +350,7 @@ impl<'a> Backup<'a> {
             have.insert((known.partition, known.segment), chain);
         }
         Ok(Backup {
+            database_id: shared.engine.database_id(),
             session,
             have,
             data: &shared.config.data.directory,
@@ -405,7 +414,7 @@ impl<'a> Backup<'a> {
             });
         }
         v1::BackupBegin {
-            database_id: self.session.database_id().to_vec().into(),
+            database_id: self.database_id.to_vec().into(),
             timestamp_ns: self.timestamp_ns,
             partitions,
             bytes,
@@ -485,4 +494,77 @@ fn backup_error(error: &truthdb_engine::BackupError) -> ApiError {
             ApiError::new(ErrorCode::Internal, text).with_outcome(Outcome::DidNotHappen)
         }
     }
+}
+
+/// Partition and segment of a file, as far as its path says.
+fn place_of(path: &str) -> (u32, u32) {
+    let mut parts = path.split('/');
+    let partition = parts.next().and_then(truthdb_log::parse_partition_dir).unwrap_or(0);
+    let segment = parts.next_back().and_then(truthdb_log::parse_segment_name).unwrap_or(0);
+    (partition, segment)
+}
+
+/// Verifies sealed segments, telling progress and findings.
+fn verify(
+    shared: &Shared,
+    request: &v1::VerifyRequest,
+    sender: &Sender<v1::VerifyResponse>,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(), ApiError> {
+    use v1::verify_response::Message;
+    let send = |message| {
+        sender.send_blocking(runtime, v1::VerifyResponse { message: Some(message) })
+    };
+    let mut pace = Pace::new(request.bytes_per_second_max);
+    let mut told_ns = 0;
+    let mut outcome = Ok(());
+    let mut progress = |at: truthdb_log::VerifyProgress<'_>| {
+        pace.wait(at.bytes_done.saturating_sub(pace.bytes), runtime);
+        if *shared.stopping().borrow() {
+            outcome = Err(crate::server::stopping_error());
+            return ControlFlow::Break(());
+        }
+        let now_ns = shared.clock.monotonic_ns();
+        if now_ns.saturating_sub(told_ns) >= PROGRESS_INTERVAL_NS {
+            told_ns = now_ns;
+            let (partition, segment) = place_of(at.path);
+            outcome = send(Message::Progress(v1::VerifyProgress {
+                partition,
+                segment,
+                bytes_done: at.bytes_done,
+                bytes_total: at.bytes_total,
+            }));
+        }
+        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let report = shared
+        .engine
+        .verify(request.partition, true, &mut progress)
+        .map_err(|error| read_error(&error))?;
+    outcome?;
+    let mut findings = 0;
+    for finding in &report.findings {
+        // Notes are what the database deals with by itself.
+        if finding.severity == truthdb_log::Severity::Note {
+            continue;
+        }
+        findings += 1;
+        let (partition, segment) = place_of(&finding.path);
+        tracing::warn!(path = %finding.path, what = %finding.what, "verification found something");
+        send(Message::Finding(v1::VerifyFinding {
+            partition,
+            segment,
+            offset: finding.offset.unwrap_or(0),
+            first_sequence: finding.first_sequence.unwrap_or(0),
+            last_sequence: finding.last_sequence.unwrap_or(0),
+            message: format!("{}: {}", finding.path, finding.what),
+            command: finding.advice.to_owned(),
+        }))?;
+    }
+    send(Message::Summary(v1::VerifySummary {
+        segments: report.segments,
+        events: report.events,
+        bytes: report.bytes,
+        findings,
+    }))
 }

@@ -14,7 +14,7 @@ use truthdb_api::{ApiError, ErrorCode, Outcome, v1};
 
 use super::Shared;
 
-pub(super) use admin::{TrimPlans, prove, trim_execute, trim_plan};
+pub(super) use admin::{TrimPlans, prove, status, trim_execute, trim_plan};
 pub(super) use log::{
     cursor_commit, cursor_get, cursor_list, database, list_streams, stream_head, stream_partition,
 };

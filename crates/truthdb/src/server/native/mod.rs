@@ -381,7 +381,7 @@ impl Conversation<'_> {
             self.outbox.room().await;
             let going_on = tokio::select! {
                 more = reader.more() => more?,
-                _ = stopping.wait_for(|stopping| *stopping) => {
+                () = super::stopped(&mut stopping) => {
                     return Err(super::stopping_error());
                 }
             };
@@ -474,7 +474,7 @@ impl Conversation<'_> {
             }
             ClientFrame::Ping { nonce } => {
                 let mut out = BytesMut::new();
-                native::encode_pong(&mut out, nonce);
+                native::encode_pong(&mut out, id, nonce);
                 self.outbox.push_now(out.freeze());
                 Ok(())
             }
