@@ -72,7 +72,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         EngineConfig {
             durability: Durability::FlushEachGroup,
-            writes_in_flight_max: 4,
+            writes_in_flight_max: 2,
             group_bytes_max: 1 << 20,
             queue_bytes_max: 16 << 20,
             queue_batches_max: 4096,

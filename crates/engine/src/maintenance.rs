@@ -80,6 +80,9 @@ impl Maintenance {
 
     /// Works until the engine is shut down and nothing closed is left unsealed.
     pub(crate) fn run(mut self) {
+        if let Err(error) = truthdb_io::lower_current_thread_priority() {
+            tracing::debug!(error = %error, "the maintenance thread keeps the priority of the others");
+        }
         loop {
             while self.step() {}
             if self.signal.is_stopping() {

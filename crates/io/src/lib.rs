@@ -27,4 +27,4 @@ pub use buffer::*;
 pub use clock::*;
 pub use file::{Backend, FileStorage, LOCK_HOLDER_BYTES_MAX};
 pub use storage::*;
-pub use thread::pin_current_thread;
+pub use thread::{lower_current_thread_priority, pin_current_thread};

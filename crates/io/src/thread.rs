@@ -15,6 +15,15 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
+/// Lets the calling thread step back behind others: background work must not make a commit wait for a time slice.
+///
+/// # Errors
+/// The operating system's.
+pub fn lower_current_thread_priority() -> io::Result<()> {
+    // On Linux the nice value is a thread's own.
+    Ok(rustix::process::setpriority_process(None, 15)?)
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
