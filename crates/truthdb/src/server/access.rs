@@ -85,7 +85,6 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     grpc("/truthdb.v1.Admin/Trim", ADMIN, INGEST),
     grpc("/truthdb.v1.Admin/Backup", ADMIN, REPLAY),
     grpc("/grpc.health.v1.Health/Check", Need::Nothing, None),
-    grpc("/grpc.health.v1.Health/List", Need::Nothing, None),
     grpc("/grpc.health.v1.Health/Watch", Need::Nothing, None),
     grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Token, None),
     get("/healthz", Need::Nothing, None),

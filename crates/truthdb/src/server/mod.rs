@@ -38,7 +38,7 @@ use config::Config;
 use metrics::Metrics;
 use readers::ReaderPool;
 
-pub(crate) use run::{ServeOptions, create, open_world, run};
+pub(crate) use run::{ServeOptions, create, directory_failure, open_world, run};
 
 /// When a refused request should come again, milliseconds.
 const RETRY_AFTER_MS: u64 = 100;

@@ -30,6 +30,8 @@ use crate::exit::{ExitClass, Failure};
 
 /// Stack of the network threads.
 const STACK_BYTES: usize = 2 << 20;
+/// Open files that are not connections: segments, indexes, the runtime's own.
+const OPEN_FILES_OWN: u64 = 512;
 /// Name of the token that is made at the first start.
 const FIRST_TOKEN: &str = "first-admin";
 
@@ -105,6 +107,7 @@ pub(crate) fn run(config: Config, options: &ServeOptions) -> Result<(), Failure>
     let directory = std::path::absolute(&config.data.directory).map_err(|error| {
         Failure::environment("the data directory's path is not usable", error)
     })?;
+    raise_open_files(config.limits.connections_max);
     let (world, refused) = open_world(&directory, config.data.io_backend)?;
     if let Some(reason) = refused {
         tracing::info!("io_uring is not to be had here ({reason}): blocking calls are used");
@@ -125,6 +128,27 @@ pub(crate) fn run(config: Config, options: &ServeOptions) -> Result<(), Failure>
     }
     tracing::info!(clean_partitions = report.clean.len(), "stopped");
     outcome
+}
+
+/// Raises the limit of open files as far as it goes without privileges, and tells if that is not
+/// enough for all connections.
+fn raise_open_files(connections_max: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files cannot be raised: {error}");
+    }
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let needed = u64::try_from(connections_max).unwrap_or(u64::MAX).saturating_add(OPEN_FILES_OWN);
+    if most < needed {
+        tracing::info!(
+            open_files_max = most,
+            connections_max,
+            "the limit of open files is below limits.connections_max: raise it (ulimit -n, \
+             LimitNOFILE) to make use of all connections"
+        );
+    }
 }
 
 fn open_failure(directory: &Path, error: OpenError) -> Failure {
@@ -311,10 +335,10 @@ async fn listen_until_stopped(
             native_service,
         )),
     ];
-    tell_start(shared, &bound, tls.as_ref());
     if let Some(path) = &options.ports_file {
         write_ports(path, &bound, tls.as_ref())?;
     }
+    tell_start(shared, &bound, tls.as_ref());
     let signal = tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

@@ -217,7 +217,7 @@ keys! {
         "With mode \"flush-interval\": the loss window, in milliseconds.",
         |c, v| { c.flush_interval = millis(v, 1, 60_000)?; Ok(()) };
 
-    engine.writes_in_flight_max = "4", "1 to 16",
+    engine.writes_in_flight_max = "2", "1 to 16",
         "Group writes in flight at once, each partition.",
         |c, v| { c.engine.writes_in_flight_max = count(v, 1, 16)?; Ok(()) };
     engine.group_bytes_max = "\"1 MiB\"", "64 KiB to 16 MiB",

@@ -89,7 +89,10 @@ fn apply_file(loaded: &mut Loaded, file: &str, text: &str) -> Result<(), ConfigE
     // Once for the places, once for the values.
     let places = DeTable::parse(text).map_err(syntax)?;
     let values: toml::Table = text.parse().map_err(syntax)?;
-    for (section, content) in places.get_ref() {
+    // In the order of the file, which the parser's table does not keep.
+    let mut sections: Vec<_> = places.get_ref().iter().collect();
+    sections.sort_by_key(|(section, _)| section.span().start);
+    for (section, content) in sections {
         let at = section.span().start;
         let section = section.get_ref().as_ref();
         let Some(keys) = content.get_ref().as_table() else {
@@ -108,6 +111,8 @@ fn apply_file(loaded: &mut Loaded, file: &str, text: &str) -> Result<(), ConfigE
             loaded.warnings.push(format!("{}: unknown section [{section}]{hint}", place(at)));
             continue;
         }
+        let mut keys: Vec<_> = keys.iter().collect();
+        keys.sort_by_key(|(name, _)| name.span().start);
         for (name, content) in keys {
             let at = name.span().start;
             let name = name.get_ref().as_ref();
