@@ -50,6 +50,7 @@ pub use config::{ClientConfig, RetryPolicy, Tls, WINDOW_BYTES_MIN};
 pub use error::ClientError;
 pub use read::{EventPage, Pages, Read, RecordedEvent};
 pub use subscribe::{Message, Subscribe, Subscription};
+pub use tls::{ByteStream, open_stream};
 
 pub use truthdb_api::native::{
     Durability, EventMatch, ExpectedRevision, Filter, Limits, Position, StreamFilter,

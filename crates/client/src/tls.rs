@@ -7,9 +7,49 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{ClientConfig, ClientError, Tls};
+
+/// Bytes both ways, over TCP or TLS.
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// Connects to `config.addr`, protected as the configuration says, for a protocol other than the
+/// native one: the same certificates are trusted. Nothing is sent.
+///
+/// # Errors
+/// A server that cannot be reached in [`ClientConfig::connect_timeout`], or whose certificate is
+/// not trusted.
+pub async fn open_stream(config: &ClientConfig) -> Result<Box<dyn ByteStream>, ClientError> {
+    let connector = connector(config)?;
+    let unreachable = |why: &dyn std::fmt::Display| {
+        let message = format!("cannot reach {}: {why}", config.addr);
+        ClientError::unavailable(message, truthdb_api::Outcome::DidNotHappen)
+    };
+    let attempt = async {
+        let socket = TcpStream::connect(&config.addr).await;
+        let socket = socket.map_err(|error| unreachable(&error))?;
+        socket
+            .set_nodelay(true)
+            .map_err(|error| unreachable(&error))?;
+        let stream: Box<dyn ByteStream> = match connector {
+            None => Box::new(socket),
+            Some((connector, name)) => {
+                let stream = connector.connect(name, socket).await;
+                Box::new(stream.map_err(|error| handshake_error(&error))?)
+            }
+        };
+        Ok(stream)
+    };
+    match tokio::time::timeout(config.connect_timeout, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(unreachable(&"no answer in time")),
+    }
+}
 
 /// A connector and the name to ask for; `None` without TLS.
 pub(crate) fn connector(

@@ -5,10 +5,15 @@ pub(crate) mod backup;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;
+mod connect;
 pub(crate) mod cursor;
+mod event_json;
 pub(crate) mod init;
 pub(crate) mod inspect;
+mod offline;
+mod output;
 pub(crate) mod prove;
+mod query;
 pub(crate) mod read;
 pub(crate) mod repair;
 pub(crate) mod restore;
@@ -18,3 +23,15 @@ pub(crate) mod subscribe;
 pub(crate) mod token;
 pub(crate) mod trim;
 pub(crate) mod verify;
+
+/// A message with the messages of its causes, for where it is a part of another message.
+pub(crate) fn chain_text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
