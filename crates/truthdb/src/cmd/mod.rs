@@ -2,6 +2,7 @@
 
 pub(crate) mod append;
 pub(crate) mod backup;
+mod backup_set;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod config;

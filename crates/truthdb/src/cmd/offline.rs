@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use truthdb_io::{File, OpenMode, Storage, World};
+use truthdb_io::{File, Storage, World};
 use truthdb_log::{
     DatabaseLayout, Footer, Manifest, RecoveryError, RecoveryMode, SegmentEnd, SegmentHeader,
     SegmentReader, open_database_layout, parse_segment_name, read_trim_point, recover_segment,
@@ -38,6 +38,8 @@ pub(crate) struct OfflineSegment {
     pub footer: Option<Footer>,
     /// Where its events end, in bytes: whatever follows was never acknowledged.
     pub data_end: u64,
+    /// Sequence that follows its last event.
+    pub next_sequence: u64,
     /// The open file.
     pub file: Arc<dyn File>,
 }
@@ -157,7 +159,8 @@ impl Offline {
         let footer = reader.footer().map_err(damaged)?;
         let file = Arc::clone(reader.file());
         let data_end = footer.as_ref().map_or(0, |footer| footer.data_end);
-        Ok(OfflineSegment { segment, header, footer, data_end, file })
+        let next_sequence = footer.as_ref().map_or(0, |footer| footer.last_sequence + 1);
+        Ok(OfflineSegment { segment, header, footer, data_end, next_sequence, file })
     }
 
     fn find_end(
@@ -172,6 +175,7 @@ impl Offline {
             recover_segment(storage, place, next, RecoveryMode::Look, &mut |_| {})
                 .map_err(|error| self.recovery_failure(error))?;
         segment.data_end = found.tail_offset;
+        segment.next_sequence = found.next_sequence;
         Ok(())
     }
 
@@ -224,15 +228,4 @@ pub(crate) fn read_failure(directory: &Path, error: truthdb_log::ReadError) -> F
         }
         _ => Failure::environment(message, error),
     }
-}
-
-/// Opens a file of the log for reading.
-///
-/// # Errors
-///
-/// `environment`.
-pub(crate) fn open_file(storage: &dyn Storage, path: &str) -> Result<Arc<dyn File>, Failure> {
-    storage
-        .open(path, OpenMode::Read)
-        .map_err(|error| Failure::environment(format!("cannot open {path}"), error))
 }
