@@ -354,7 +354,7 @@ async fn listen_until_stopped(
     let limit = shared.config.limits.shutdown_timeout;
     if tokio::time::timeout(limit, shared.tracker.wait()).await.is_err() {
         let left = shared.tracker.len();
-        tracing::info!(left, "not everything ended in time (limits.shutdown_timeout_s): it is cut");
+        tracing::warn!(left, "not everything ended in time (limits.shutdown_timeout_s): it is cut");
     }
     Ok(())
 }

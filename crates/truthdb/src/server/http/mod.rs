@@ -6,8 +6,11 @@ pub(crate) mod openapi;
 mod operate;
 mod subscribe;
 
+use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -16,11 +19,15 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures::StreamExt as _;
 use http::{HeaderMap, StatusCode, header};
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
+use tower::ServiceExt as _;
 use truthdb_api::{ApiError, ErrorCode};
 
 use super::{Shared, stopped};
@@ -34,6 +41,10 @@ const HTTP2_STREAMS_MAX: u32 = 1024;
 const HEADER_BYTES_MAX: usize = 32 << 10;
 /// Buffer of an HTTP/1 connection.
 const HTTP1_BUFFER_BYTES_MAX: usize = 64 << 10;
+/// How long a client has to close its connection when the server stops and everything is answered.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Bytes of a body that is too long which are still taken, so that the client gets to the answer.
+const DRAIN_BYTES_MAX: usize = 64 << 20;
 /// Bytes that wait to be sent on one HTTP/2 stream.
 const HTTP2_SEND_BYTES_MAX: usize = 512 << 10;
 
@@ -143,20 +154,65 @@ impl Serve for HttpService {
     }
 
     async fn serve(&self, stream: TimedStream) {
-        let service = TowerToHyperService::new(self.router.clone());
-        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let requests = TaskTracker::new();
+        let (router, counted) = (self.router.clone(), requests.clone());
+        let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let token = counted.token();
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move {
+                let answer = answer.await?;
+                // Counts until the last byte of the answer is on its way.
+                Ok::<_, Infallible>(answer.map(|body| Counted { body, _token: token }))
+            }
+        });
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let mut stopping = self.shared.stopping();
         let outcome = tokio::select! {
             outcome = connection.as_mut() => outcome,
             () = stopped(&mut stopping) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                requests.close();
+                // A client of HTTP/2 has to agree to the end; one that does not must not hold it up.
+                let answered = async {
+                    requests.wait().await;
+                    tokio::time::sleep(GOODBYE_TIMEOUT).await;
+                };
+                tokio::select! {
+                    outcome = connection => outcome,
+                    () = answered => Ok(()),
+                }
             }
         };
         if let Err(error) = outcome {
             tracing::debug!("a connection ended: {error}");
         }
+    }
+}
+
+/// An answer's body that counts as under way as long as it lives.
+struct Counted {
+    body: Body,
+    _token: TaskTrackerToken,
+}
+
+impl axum::body::HttpBody for Counted {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -233,8 +289,11 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     let most = shared.config.limits.request_bytes_max;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<usize>().ok());
-    if announced.is_some_and(|announced| announced > most) {
-        return Err(too_large(most, announced.unwrap_or(most)).into());
+    if let Some(announced) = announced.filter(|announced| *announced > most) {
+        if announced <= DRAIN_BYTES_MAX {
+            drain(shared, body).await;
+        }
+        return Err(too_large(most, announced).into());
     }
     // A body whose length is not announced may be as long as any.
     let permit = shared.reserve_bytes(announced.unwrap_or(most))?;
@@ -257,6 +316,14 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     let value = serde_json::from_slice(&bytes)
         .map_err(|error| ApiError::invalid_argument(format!("the body is not acceptable: {error}")))?;
     Ok((value, permit))
+}
+
+/// Takes a body and forgets it.
+async fn drain(shared: &Shared, body: Body) {
+    let mut chunks = body.into_data_stream();
+    let all = async { while let Some(Ok(_)) = chunks.next().await {} };
+    // A client that takes longer will not get to its answer.
+    let _ = tokio::time::timeout(shared.config.limits.request_timeout, all).await;
 }
 
 fn too_large(most: usize, actual: usize) -> ApiError {
