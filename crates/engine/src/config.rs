@@ -52,7 +52,7 @@ pub struct EngineConfig {
     pub read_cache_bytes: usize,
     /// Heads of recently used streams kept in memory, each partition (about 48 bytes each).
     pub stream_cache_entries: usize,
-    /// Event ids remembered for idempotent appends, each partition (about 24 bytes each).
+    /// Event ids remembered for idempotent appends, each partition (32 bytes each).
     pub idempotency_window_events: usize,
     /// Closed segments that may wait for their seal before appends are refused, each partition.
     pub closed_segments_max: usize,

@@ -417,6 +417,29 @@ impl Engine {
         trim::trim(shared, &self.inner.preparer, plan)
     }
 
+    /// As [`Engine::trim`], without waiting: the sink hears of the commit. An empty plan is refused.
+    ///
+    /// # Errors
+    /// Why it was refused at the door; the sink is not called then.
+    pub fn submit_trim(
+        &self,
+        plan: &TrimPlan,
+        sink: Arc<dyn AppendSink>,
+        tag: u64,
+    ) -> Result<(), TrimError> {
+        let partition = plan.partition;
+        let Ok(shared) = self.shared(partition) else {
+            return Err(TrimError::NoSuchPartition { partition });
+        };
+        if !self.inner.config.ingest {
+            return Err(TrimError::Append(AppendError::NoIngest));
+        }
+        if plan.segments.is_empty() {
+            return Err(TrimError::Append(AppendError::EmptyBatch));
+        }
+        trim::submit_trim(shared, &self.inner.preparer, plan, sink, tag).map_err(TrimError::Append)
+    }
+
     /// State and figures of everything.
     pub fn status(&self) -> EngineStatus {
         let space = self.inner.world.storage.space().ok();

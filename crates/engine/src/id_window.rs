@@ -1,112 +1,98 @@
 //! The event ids of the last N events of a partition: what makes a repeated append harmless.
 //!
-//! A fixed table with linear probing and backward-shift deletion: no tombstones, hence no rehash that would stall the
-//! writer, and no allocation after creation. Ids are kept as keyed 64-bit hashes; a hit is a candidate that the caller
-//! confirms by reading the event.
+//! A fixed table of buckets, one cache line each; an id may lie in two of them. Nothing is ever removed: an entry whose
+//! sequence has left the window counts as free. So a look-up touches two lines, an insertion the same two, and neither
+//! allocates or moves anything. Ids are kept as keyed 64-bit hashes; a hit is a candidate that the caller confirms by
+//! reading the event.
+
+use hashbrown::HashMap;
+
+/// Entries of a bucket: `(hash, sequence)`; sequence 0 means free, since sequences start at 1.
+const WAYS: usize = 4;
+
+/// 64 bytes. A plain array, so that a large table comes zeroed from the operating system and is touched only as it fills;
+/// such memory begins on a page, hence each bucket on a cache line.
+type Bucket = [(u64, u64); WAYS];
 
 /// See the module's description.
 pub(crate) struct IdWindow {
-    /// `(hash, sequence)`; sequence 0 means empty, since sequences start at 1.
-    slots: Vec<(u64, u64)>,
-    /// Hashes in order of sequence, a ring: which one leaves when the window is full.
-    order: Vec<u64>,
-    /// Sequence of the oldest id in the window.
-    oldest: u64,
-    /// How many ids the window holds.
-    len: usize,
+    buckets: Vec<Bucket>,
+    /// Ids whose two buckets were full: about one in ten thousand.
+    overflow: HashMap<u64, u64>,
+    /// How many events back an id is remembered.
+    events: u64,
+    /// Sequence of the newest id; 0 if there is none.
+    newest: u64,
 }
 
+/// Overflowed ids are looked through for ones that left the window when there are this many, so that they stay few.
+const OVERFLOW_MAX: usize = 4096;
+
 impl IdWindow {
-    /// A window of `events` ids (at least 1). Takes about 30 bytes an id, touched only as it fills.
+    /// A window of `events` ids (at least 1). Takes 32 bytes an id, touched only as it fills.
     pub(crate) fn new(events: usize) -> IdWindow {
         let events = events.max(1);
         IdWindow {
-            slots: vec![(0, 0); events + events / 3 + 1],
-            order: vec![0; events],
-            oldest: 1,
-            len: 0,
+            // Half full: then two full buckets for one id are rare.
+            buckets: vec![[(0, 0); WAYS]; events * 2 / WAYS + 1],
+            overflow: HashMap::with_capacity(OVERFLOW_MAX * 2),
+            events: events as u64,
+            newest: 0,
         }
     }
 
-    fn home(&self, hash: u64) -> usize {
-        let wide = u128::from(hash) * (self.slots.len() as u128);
-        usize::try_from(wide >> 64).expect("a product's upper half is below its second factor")
+    /// The two buckets of a hash.
+    fn homes(&self, hash: u64) -> [usize; 2] {
+        let count = self.buckets.len() as u128;
+        let place = |hash: u64| {
+            usize::try_from((u128::from(hash) * count) >> 64)
+                .expect("a product's upper half is below its second factor")
+        };
+        [place(hash), place(hash.rotate_left(32))]
     }
 
-    fn order_index(&self, sequence: u64) -> usize {
-        usize::try_from(sequence % (self.order.len() as u64)).expect("a remainder of a usize fits")
+    fn is_current(&self, sequence: u64) -> bool {
+        sequence > 0 && sequence + self.events > self.newest
     }
 
     /// The newest sequence with this id hash, if the window has one.
     pub(crate) fn get(&self, hash: u64) -> Option<u64> {
-        let mut newest = None;
-        let mut slot = self.home(hash);
-        while self.slots[slot].1 != 0 {
-            if self.slots[slot].0 == hash {
-                newest = newest.max(Some(self.slots[slot].1));
+        let mut newest = 0;
+        for home in self.homes(hash) {
+            for (other, sequence) in self.buckets[home] {
+                if other == hash && sequence > newest {
+                    newest = sequence;
+                }
             }
-            slot = self.next(slot);
         }
-        newest
+        if !self.overflow.is_empty() {
+            newest = newest.max(self.overflow.get(&hash).copied().unwrap_or(0));
+        }
+        self.is_current(newest).then_some(newest)
     }
 
-    /// Adds the id of `sequence`, which must follow the last one added (or be the first).
+    /// Adds the id of `sequence`, which must be later than the last one added.
     pub(crate) fn push(&mut self, sequence: u64, hash: u64) {
-        if self.len == 0 {
-            self.oldest = sequence;
-        }
-        assert_eq!(
-            sequence,
-            self.oldest + self.len as u64,
-            "ids enter in order of sequence"
-        );
-        if self.len == self.order.len() {
-            self.remove_oldest();
-        }
-        let at = self.order_index(sequence);
-        self.order[at] = hash;
-        self.len += 1;
-        let mut slot = self.home(hash);
-        while self.slots[slot].1 != 0 {
-            slot = self.next(slot);
-        }
-        self.slots[slot] = (hash, sequence);
-    }
-
-    fn next(&self, slot: usize) -> usize {
-        if slot + 1 == self.slots.len() {
-            0
-        } else {
-            slot + 1
+        assert!(sequence > self.newest, "ids enter in order of sequence");
+        self.newest = sequence;
+        let homes = self.homes(hash);
+        let current = |&(_, sequence): &(u64, u64)| self.is_current(sequence);
+        let used = homes.map(|home| self.buckets[home].iter().filter(|e| current(e)).count());
+        let home = homes[usize::from(used[1] < used[0])];
+        let way = self.buckets[home].iter().position(|entry| !current(entry));
+        match way {
+            Some(way) => self.buckets[home][way] = (hash, sequence),
+            None => self.push_overflow(sequence, hash),
         }
     }
 
-    fn remove_oldest(&mut self) {
-        let sequence = self.oldest;
-        let hash = self.order[self.order_index(sequence)];
-        let mut hole = self.home(hash);
-        while self.slots[hole] != (hash, sequence) {
-            assert_ne!(
-                self.slots[hole].1, 0,
-                "every id in the window is in its table"
-            );
-            hole = self.next(hole);
+    fn push_overflow(&mut self, sequence: u64, hash: u64) {
+        if self.overflow.len() >= OVERFLOW_MAX {
+            let (events, newest) = (self.events, self.newest);
+            self.overflow
+                .retain(|_, sequence| *sequence + events > newest);
         }
-        // Move later members of the run back over the hole while that brings them no further than their home.
-        let mut slot = self.next(hole);
-        while self.slots[slot].1 != 0 {
-            let home = self.home(self.slots[slot].0);
-            let distance_home = (slot + self.slots.len() - home) % self.slots.len();
-            let distance_hole = (slot + self.slots.len() - hole) % self.slots.len();
-            if distance_home >= distance_hole {
-                self.slots[hole] = self.slots[slot];
-                hole = slot;
-            }
-            slot = self.next(slot);
-        }
-        self.slots[hole] = (0, 0);
-        self.oldest += 1;
-        self.len -= 1;
+        self.overflow.insert(hash, sequence);
     }
 }
 
@@ -118,11 +104,14 @@ mod tests {
 
     use super::IdWindow;
 
+    /// Few distinct values, spread over the whole range.
+    fn spread(hash: u64) -> u64 {
+        (hash + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
     proptest! {
         #[test]
         fn window_agrees_with_a_model(hashes in prop::collection::vec(0u64..40, 1..300), size in 1usize..50) {
-            // Few distinct values, spread over the whole range, so that runs wrap and collide.
-            let spread = |hash: u64| hash.wrapping_mul(0x0666_6666_6666_6667);
             let mut window = IdWindow::new(size);
             for (i, hash) in hashes.iter().enumerate() {
                 window.push(i as u64 + 1, spread(*hash));
@@ -135,5 +124,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn every_id_of_a_full_window_is_found_and_overflow_stays_rare() {
+        let events = 100_000;
+        let mut window = IdWindow::new(events);
+        for sequence in 1..=3 * events as u64 {
+            window.push(sequence, spread(sequence));
+        }
+        for sequence in 2 * events as u64 + 1..=3 * events as u64 {
+            assert_eq!(window.get(spread(sequence)), Some(sequence));
+        }
+        assert_eq!(window.get(spread(2 * events as u64)), None);
+        assert!(
+            window.overflow.len() < events / 500,
+            "{}",
+            window.overflow.len()
+        );
     }
 }

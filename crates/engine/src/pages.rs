@@ -1,6 +1,7 @@
 //! Pages: what a caller's read request becomes.
 
 use truthdb_event::EventRef;
+use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{FacetKey, KeyHasher, StoredBatch, StoredEvent};
 
 use crate::error::ReadError;
@@ -149,6 +150,11 @@ impl PageBuilder<'_> {
             let most = self.events_left as u64;
             if forward {
                 high = high.min(low + most - 1);
+                if high < last && low < high && planted(Canary::ShortPage) {
+                    self.push(batch.select(index(low)..index(high)));
+                    self.seen = Some(high);
+                    return false;
+                }
             } else {
                 low = low.max((high + 1).saturating_sub(most));
             }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use truthdb_io::{BLOCK_BYTES, File};
+use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{
     ActiveIndex, HeadRuns, SegmentHeader, SegmentKind, SegmentReader, TrimPoint, segment_path,
 };
@@ -318,7 +319,10 @@ impl PartitionShared {
     /// Whether the oldest segment was trimmed.
     pub(crate) fn has_removable(&self) -> bool {
         let view = self.view();
-        let wanted = self.trim_point().first_segment;
+        let mut wanted = self.trim_point().first_segment;
+        if wanted > 1 && planted(Canary::TrimOneMore) {
+            wanted += 1;
+        }
         view.segments.len() > 1 && view.segments[0].number < wanted && is_sealed(&view.segments[0])
     }
 

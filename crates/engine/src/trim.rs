@@ -123,7 +123,7 @@ pub(crate) fn decode_point(payload: &[u8]) -> Option<TrimPoint> {
 struct TrimSink {
     shared: Arc<PartitionShared>,
     point: TrimPoint,
-    wait: Arc<WaitSink>,
+    then: Arc<dyn AppendSink>,
 }
 
 impl AppendSink for TrimSink {
@@ -136,15 +136,18 @@ impl AppendSink for TrimSink {
         if result.is_ok() {
             self.shared.set_trim_point(self.point);
         }
-        self.wait.complete(tag, result, batch);
+        self.then.complete(tag, result, batch);
     }
 }
 
-fn submit(
+/// Queues the `$trim` event of a plan; the sink hears of its commit.
+pub(crate) fn submit_trim(
     shared: &Arc<PartitionShared>,
     preparer: &Preparer,
     plan: &TrimPlan,
-) -> Result<Arc<WaitSink>, AppendError> {
+    then: Arc<dyn AppendSink>,
+    tag: u64,
+) -> Result<(), AppendError> {
     let point = TrimPoint {
         first_segment: plan.first_segment,
         first_sequence: plan.first_sequence,
@@ -154,19 +157,13 @@ fn submit(
         .content_type("application/json")
         .payload(&payload);
     let batch = preparer.prepare_system(shared.partition, &builder)?;
-    let wait = WaitSink::new();
     let sink = Arc::new(TrimSink {
         shared: Arc::clone(shared),
         point,
-        wait: Arc::clone(&wait),
+        then,
     });
-    let append = QueuedAppend {
-        batch,
-        sink,
-        tag: 0,
-    };
-    shared.queue.push(append).map_err(|(error, _)| error)?;
-    Ok(wait)
+    let append = QueuedAppend { batch, sink, tag };
+    shared.queue.push(append).map_err(|(error, _)| error)
 }
 
 /// Records a trim and returns at once: what the maintenance does, which must not wait for a writer that may wait for it.
@@ -175,9 +172,7 @@ pub(crate) fn record_trim(
     preparer: &Preparer,
     plan: &TrimPlan,
 ) -> Result<(), TrimError> {
-    submit(shared, preparer, plan)
-        .map(|_| ())
-        .map_err(TrimError::Append)
+    submit_trim(shared, preparer, plan, WaitSink::new(), 0).map_err(TrimError::Append)
 }
 
 /// Records a trim and waits until it is committed.
@@ -186,7 +181,9 @@ pub(crate) fn trim(
     preparer: &Preparer,
     plan: &TrimPlan,
 ) -> Result<(), TrimError> {
-    let wait = submit(shared, preparer, plan).map_err(TrimError::Append)?;
+    let wait = WaitSink::new();
+    let sink = Arc::clone(&wait) as Arc<dyn AppendSink>;
+    submit_trim(shared, preparer, plan, sink, 0).map_err(TrimError::Append)?;
     wait.wait().map(|_| ()).map_err(TrimError::Append)
 }
 

@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering;
 use truthdb_io::{
     AlignedBuf, AppendChunk, BLOCK_BYTES, ChunkWriter, Completion, File, IoQueue, World,
 };
+use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{
     EventKeys, Place, SegmentHeader, StreamHead, segment_data_end_max, segment_path,
 };
@@ -343,7 +344,12 @@ impl PartitionWriter {
 
     fn encode(&mut self, append: QueuedAppend) {
         let batch = &append.batch;
-        self.timestamp_ns = self.timestamp_ns.max(self.world.clock.utc_ns());
+        let now = self.world.clock.utc_ns();
+        self.timestamp_ns = if planted(Canary::FollowClock) {
+            now
+        } else {
+            self.timestamp_ns.max(now)
+        };
         let first_sequence = self.next_sequence;
         self.revisions.clear();
         let (offset, new_chunk) = {
@@ -441,13 +447,14 @@ impl PartitionWriter {
 
     fn submit(&mut self, group: FinishedGroup, is_mark: bool) {
         let tag = self.tag();
-        let durable = is_mark || self.config.durability == Durability::FlushEachGroup;
+        let durable = (is_mark || self.config.durability == Durability::FlushEachGroup)
+            && !planted(Canary::SkipFlush);
         let bytes = group.source.bytes as u64;
         let mut replies = self.reply_vectors.pop().unwrap_or_default();
         std::mem::swap(&mut replies, &mut self.replies);
         self.in_flight.push_back(InFlight {
             tag,
-            done: false,
+            done: planted(Canary::AckBeforeWrite),
             chunk: (Arc::clone(&group.source.chunk), group.chunk_len),
             end_offset: group.offset + bytes,
             last_sequence: group.last_sequence,
@@ -465,10 +472,25 @@ impl PartitionWriter {
         }
         self.last_group_ns = self.now();
         self.marked = is_mark;
+        if planted(Canary::PublishEarly) {
+            self.publish_early();
+        }
+    }
+
+    /// The canary [`Canary::PublishEarly`].
+    fn publish_early(&mut self) {
+        if let Some(write) = self.in_flight.back() {
+            let published = &self.unsealed.end_offset;
+            published.fetch_max(write.end_offset, Ordering::AcqRel);
+            let committed = &self.shared.committed;
+            committed.fetch_max(write.last_sequence, Ordering::AcqRel);
+        }
     }
 
     fn complete(&mut self, completion: Completion) {
-        if let Err(error) = completion.result {
+        if let Err(error) = completion.result
+            && !planted(Canary::IgnoreWriteError)
+        {
             self.fail(error);
             return;
         }
@@ -481,9 +503,13 @@ impl PartitionWriter {
             }
             tag => {
                 let found = self.in_flight.iter_mut().find(|write| write.tag == tag);
-                found
-                    .expect("a completion belongs to a write in flight")
-                    .done = true;
+                match found {
+                    Some(write) => write.done = true,
+                    None => assert!(
+                        planted(Canary::AckBeforeWrite),
+                        "a completion belongs to a write in flight"
+                    ),
+                }
             }
         }
     }
@@ -555,7 +581,8 @@ impl PartitionWriter {
 
     /// Goes on in the next segment. `Err(None)`: not now; `Err(Some(error))`: refuse the append.
     fn roll(&mut self) -> Result<(), Option<AppendError>> {
-        if !self.in_flight.is_empty() || self.zeroing.is_some() || self.syncing.is_some() {
+        let in_flight = !self.in_flight.is_empty() && !planted(Canary::RollInFlight);
+        if in_flight || self.zeroing.is_some() || self.syncing.is_some() {
             return Err(None);
         }
         let end = self.unsealed.end_offset.load(Ordering::Acquire);
