@@ -28,6 +28,8 @@ mod index_check;
 mod inspect;
 mod inspect_index;
 mod inspect_layout;
+#[doc(hidden)]
+pub mod canary;
 mod keys;
 mod layout;
 mod manifest;
@@ -39,6 +41,8 @@ mod proof;
 mod reader;
 mod rebuild;
 mod recovery;
+mod repair;
+mod repair_steps;
 mod scan;
 mod seal;
 mod segment;
@@ -69,6 +73,7 @@ pub use pack::Compression;
 pub use paged::IndexError;
 pub use proof::*;
 pub use rebuild::*;
+pub use repair::*;
 pub use seal::*;
 pub use verify::*;
 
