@@ -557,6 +557,8 @@ fn status_of((partition, slot): (usize, &PartitionSlot)) -> PartitionStatus {
         packed_segments: 0,
         active_segment: 0,
         bytes: 0,
+        sealed_event_bytes: 0,
+        chain: None,
         queue_batches: 0,
         queue_bytes: 0,
         counters: crate::Counters::default(),
@@ -588,6 +590,8 @@ fn status_of((partition, slot): (usize, &PartitionSlot)) -> PartitionStatus {
                     status.packed_segments += 1;
                 }
                 status.bytes += sealed.footer.file_bytes().unwrap_or(0);
+                status.sealed_event_bytes += sealed.footer.event_bytes;
+                status.chain = Some(sealed.footer.chain);
             }
             SegmentBody::Unsealed(unsealed) => {
                 status.bytes += unsealed.end_offset.load(Ordering::Acquire);

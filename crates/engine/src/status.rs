@@ -82,6 +82,10 @@ pub struct PartitionStatus {
     pub active_segment: u32,
     /// Bytes of all segment files (an unsealed one counts up to its last commit).
     pub bytes: u64,
+    /// Bytes of the events in sealed segments: canonical bytes and table rows.
+    pub sealed_event_bytes: u64,
+    /// Chain hash of the newest sealed segment; `None` if there is none.
+    pub chain: Option<[u8; 32]>,
     /// Appends waiting for the writer.
     pub queue_batches: u64,
     /// Their bytes.

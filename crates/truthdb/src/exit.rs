@@ -36,9 +36,19 @@ pub(crate) enum ExitClass {
 impl ExitClass {
     /// Every class with its code, its name in `--json` output, and what it means.
     pub(crate) const TABLE: &[(ExitClass, u8, &'static str, &'static str)] = &[
-        (ExitClass::Internal, 1, "internal", "A bug of TruthDB. Report it with the output."),
+        (
+            ExitClass::Internal,
+            1,
+            "internal",
+            "A bug of TruthDB. Report it with the output.",
+        ),
         (ExitClass::Usage, 2, "usage", "The command line is wrong."),
-        (ExitClass::Config, 3, "config", "The configuration is wrong."),
+        (
+            ExitClass::Config,
+            3,
+            "config",
+            "The configuration is wrong.",
+        ),
         (
             ExitClass::Environment,
             4,
@@ -51,7 +61,12 @@ impl ExitClass {
             "damaged",
             "Stored data is damaged, or a check found that it is not what it must be.",
         ),
-        (ExitClass::Locked, 6, "locked", "Another process has the data directory open."),
+        (
+            ExitClass::Locked,
+            6,
+            "locked",
+            "Another process has the data directory open.",
+        ),
         (
             ExitClass::NewerFormat,
             7,
@@ -114,7 +129,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// A failure without a cause.
     pub(crate) fn new(class: ExitClass, message: impl Into<String>) -> Self {
-        Failure { class, message: message.into(), action: None, source: None }
+        Failure {
+            class,
+            message: message.into(),
+            action: None,
+            source: None,
+        }
     }
 
     /// A wrong command line.
@@ -147,8 +167,10 @@ impl Failure {
     /// The message and the messages of all its causes, each once.
     pub(crate) fn chain(&self) -> Vec<String> {
         let mut chain = vec![self.message.clone()];
-        let mut next: Option<&(dyn Error + 'static)> =
-            self.source.as_deref().map(|error| error as &(dyn Error + 'static));
+        let mut next: Option<&(dyn Error + 'static)> = self
+            .source
+            .as_deref()
+            .map(|error| error as &(dyn Error + 'static));
         while let Some(error) = next {
             let text = error.to_string();
             if chain.last() != Some(&text) {
@@ -220,6 +242,15 @@ mod tests {
         for (index, (class, code, _, _)) in ExitClass::TABLE.iter().enumerate() {
             assert_eq!(*class as usize, index);
             assert_eq!(usize::from(*code), index + 1);
+        }
+    }
+
+    #[test]
+    fn the_documentation_lists_every_exit_code() {
+        let page = include_str!("../../../docs/operations.md");
+        for (_, code, name, meaning) in ExitClass::TABLE {
+            let row = format!("| {code} | {name} | {meaning} |");
+            assert!(page.contains(&row), "docs/operations.md lacks: {row}");
         }
     }
 

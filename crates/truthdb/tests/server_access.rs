@@ -1,6 +1,12 @@
 //! Tokens and TLS: every operation is tried without a token, with a wrong one, and with one that
 //! does not allow it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what fails here fails the test"
+)]
+
 mod server_support;
 
 use std::io::BufRead as _;
@@ -34,7 +40,11 @@ fn create_token(server: &Server, name: &str, permissions: &str) -> String {
         .args(["token", "create", name, "--permissions", permissions])
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -70,7 +80,10 @@ async fn call(channel: &Channel, path: &str, token: Option<&str>) -> Result<(), 
     let path: http::uri::PathAndQuery = path.parse().unwrap();
     // Read as a stream, so that both kinds of method are answered by their headers.
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
-    grpc.server_streaming(request, path, codec).await.map(|_| ()).map_err(|status| status.code())
+    grpc.server_streaming(request, path, codec)
+        .await
+        .map(|_| ())
+        .map_err(|status| status.code())
 }
 
 #[tokio::test]
@@ -81,29 +94,47 @@ async fn nothing_answers_without_a_token_that_allows_it() {
     let reader = create_token(&server, "reader", "read");
     let writer = create_token(&server, "writer", "append");
     let mut wrong = admin.clone();
-    wrong.replace_range(wrong.len() - 1.., if admin.ends_with('0') { "1" } else { "0" });
+    wrong.replace_range(
+        wrong.len() - 1..,
+        if admin.ends_with('0') { "1" } else { "0" },
+    );
     let channel = Endpoint::from_shared(format!("http://{}", server.http)).unwrap();
     let channel = channel.connect().await.unwrap();
     let mut walked = 0;
     for (service, method) in methods() {
         let path = format!("/{service}/{method}");
         if OPEN.contains(&service.as_str()) {
-            assert_ne!(call(&channel, &path, None).await, Err(tonic::Code::Unauthenticated));
+            assert_ne!(
+                call(&channel, &path, None).await,
+                Err(tonic::Code::Unauthenticated)
+            );
             continue;
         }
         walked += 1;
         for token in [None, Some("nonsense"), Some("tdb_000000000000_00")] {
             let outcome = call(&channel, &path, token).await;
-            assert_eq!(outcome, Err(tonic::Code::Unauthenticated), "{path} {token:?}");
+            assert_eq!(
+                outcome,
+                Err(tonic::Code::Unauthenticated),
+                "{path} {token:?}"
+            );
         }
         let denied = Err(tonic::Code::PermissionDenied);
         let is_admin = service.ends_with(".Admin");
         let writes = matches!(method.as_str(), "Append" | "AppendStream" | "CursorCommit");
         let free = service.starts_with("grpc.") || method == "GetDatabase";
         let by_reader = call(&channel, &path, Some(&reader)).await;
-        assert_eq!(by_reader == denied, (is_admin || writes) && !free, "{path} {by_reader:?}");
+        assert_eq!(
+            by_reader == denied,
+            (is_admin || writes) && !free,
+            "{path} {by_reader:?}"
+        );
         let by_writer = call(&channel, &path, Some(&writer)).await;
-        assert_eq!(by_writer == denied, !writes && !free, "{path} {by_writer:?}");
+        assert_eq!(
+            by_writer == denied,
+            !writes && !free,
+            "{path} {by_writer:?}"
+        );
         let by_admin = call(&channel, &path, Some(&admin)).await;
         assert_ne!(by_admin, denied, "{path}");
     }
@@ -141,17 +172,36 @@ fn every_route_demands_what_its_description_says() {
             let with = |token: &str, path: &str| {
                 let value = format!("Bearer {token}");
                 // A subscription does not end: its answer is seen by its head alone.
-                let path = if path == "/v1/subscribe" { "/v1/subscribe?partition=9" } else { path };
-                server.http(&method, path, &[("authorization", &value)], body).status
+                let path = if path == "/v1/subscribe" {
+                    "/v1/subscribe?partition=9"
+                } else {
+                    path
+                };
+                server
+                    .http(&method, path, &[("authorization", &value)], body)
+                    .status
             };
-            server.http(&method, &path, &[], body).error(401, "UNAUTHENTICATED");
+            server
+                .http(&method, &path, &[], body)
+                .error(401, "UNAUTHENTICATED");
             assert_eq!(with("nonsense", &path), 401, "{path}");
             let summary = about["summary"].as_str().unwrap();
             let needs = |name: &str| summary.contains(&format!("permission `{name}`"));
             let any = summary.contains("Needs a valid token");
-            assert!(any || needs("read") || needs("append") || needs("admin"), "{summary}");
-            assert_eq!(with(&reader, &path) == 403, !any && !needs("read"), "{path}");
-            assert_eq!(with(&writer, &path) == 403, !any && !needs("append"), "{path}");
+            assert!(
+                any || needs("read") || needs("append") || needs("admin"),
+                "{summary}"
+            );
+            assert_eq!(
+                with(&reader, &path) == 403,
+                !any && !needs("read"),
+                "{path}"
+            );
+            assert_eq!(
+                with(&writer, &path) == 403,
+                !any && !needs("append"),
+                "{path}"
+            );
             assert_ne!(with(&admin, &path), 403, "{path}");
         }
     }
@@ -186,7 +236,12 @@ async fn a_revoked_token_ends_with_the_next_request_of_an_open_connection() {
     assert!(output.status.success());
     let error = client.append(batch()).await.unwrap_err().to_string();
     assert!(error.contains("UNAUTHENTICATED"), "{error}");
-    connect(Some(&admin)).await.unwrap().append(batch()).await.unwrap();
+    connect(Some(&admin))
+        .await
+        .unwrap()
+        .append(batch())
+        .await
+        .unwrap();
     drop(client);
     server.stop_cleanly();
 }
@@ -206,7 +261,10 @@ async fn a_self_signed_certificate_is_kept_and_pinned() {
         Client::connect(config)
     };
     let client = pinned(&fingerprint).await.unwrap();
-    client.append(NewBatch::new().event(EventBuilder::new("s", "t")).unwrap()).await.unwrap();
+    client
+        .append(NewBatch::new().event(EventBuilder::new("s", "t")).unwrap())
+        .await
+        .unwrap();
     let other = fingerprint.replace(&fingerprint[..2], "00");
     assert!(pinned(&other).await.is_err());
     let pem = std::fs::read(server.data.join("server/tls/certificate.pem")).unwrap();
@@ -233,8 +291,10 @@ async fn a_self_signed_certificate_is_kept_and_pinned() {
 }
 
 fn fingerprint_bytes(text: &str) -> [u8; 32] {
-    let bytes: Vec<u8> =
-        text.split(':').map(|pair| u8::from_str_radix(pair, 16).unwrap()).collect();
+    let bytes: Vec<u8> = text
+        .split(':')
+        .map(|pair| u8::from_str_radix(pair, 16).unwrap())
+        .collect();
     bytes.try_into().unwrap()
 }
 

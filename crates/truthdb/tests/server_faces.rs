@@ -1,5 +1,7 @@
 //! Appending, reading and following over all three protocols, against the real program.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+
 mod server_support;
 
 use std::io::{BufReader, Write as _};
@@ -25,7 +27,9 @@ fn event(stream: &str, number: u64) -> v1::NewEvent {
 }
 
 async fn log_client(server: &Server) -> LogClient<tonic::transport::Channel> {
-    LogClient::connect(format!("http://{}", server.http)).await.unwrap()
+    LogClient::connect(format!("http://{}", server.http))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -34,7 +38,10 @@ async fn what_one_protocol_appends_all_of_them_read() {
     let server = Server::start(&dir, "", &[]);
     let mut grpc = log_client(&server).await;
     let appended = grpc
-        .append(v1::AppendRequest { events: vec![event("a", 1)], ..Default::default() })
+        .append(v1::AppendRequest {
+            events: vec![event("a", 1)],
+            ..Default::default()
+        })
         .await
         .unwrap()
         .into_inner();
@@ -52,7 +59,9 @@ async fn what_one_protocol_appends_all_of_them_read() {
         json!([{"stream": "a", "last_revision": 1}, {"stream": "b", "last_revision": 0}])
     );
 
-    let client = Client::connect(ClientConfig::new(server.native.to_string())).await.unwrap();
+    let client = Client::connect(ClientConfig::new(server.native.to_string()))
+        .await
+        .unwrap();
     let batch = NewBatch::new()
         .event(EventBuilder::new("a", "counted").payload(b"3"))
         .unwrap()
@@ -62,14 +71,20 @@ async fn what_one_protocol_appends_all_of_them_read() {
     assert_eq!(done.first_sequence, 4);
 
     let page = server.get("/v1/partitions/0/events").json();
-    let streams: Vec<&str> =
-        page["events"].as_array().unwrap().iter().map(|e| e["stream"].as_str().unwrap()).collect();
+    let streams: Vec<&str> = page["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| e["stream"].as_str().unwrap())
+        .collect();
     assert_eq!(streams, ["a", "a", "b", "a"]);
     assert_eq!(page["events"][1]["payload"], json!({"n": 2}));
     assert_eq!(page["events"][2]["payload_base64"], "AAE=");
     assert_eq!(page["head_sequence"], 4);
 
-    let backward = server.get("/v1/streams/a/events?direction=backward&limit=2").json();
+    let backward = server
+        .get("/v1/streams/a/events?direction=backward&limit=2")
+        .json();
     let revisions: Vec<u64> = backward["events"]
         .as_array()
         .unwrap()
@@ -80,7 +95,10 @@ async fn what_one_protocol_appends_all_of_them_read() {
     assert_eq!(backward["next"], 0);
 
     let scope = v1::read_request::Scope::Partition(v1::PartitionScope::default());
-    let request = v1::ReadRequest { scope: Some(scope), ..Default::default() };
+    let request = v1::ReadRequest {
+        scope: Some(scope),
+        ..Default::default()
+    };
     let mut answers = grpc.read(request).await.unwrap().into_inner();
     let mut sequences = Vec::new();
     while let Some(answer) = answers.message().await.unwrap() {
@@ -88,9 +106,19 @@ async fn what_one_protocol_appends_all_of_them_read() {
     }
     assert_eq!(sequences, [1, 2, 3, 4]);
 
-    let events =
-        client.read(truthdb_client::Read::stream("a")).unwrap().collect().await.unwrap();
-    assert_eq!(events.iter().map(|event| event.revision()).collect::<Vec<_>>(), [0, 1, 2]);
+    let events = client
+        .read(truthdb_client::Read::stream("a"))
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        events
+            .iter()
+            .map(|event| event.revision())
+            .collect::<Vec<_>>(),
+        [0, 1, 2]
+    );
     drop(client);
     server.stop_cleanly();
 }
@@ -99,7 +127,9 @@ async fn what_one_protocol_appends_all_of_them_read() {
 async fn a_subscription_of_each_protocol_gets_what_is_there_and_then_what_comes() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir, "", &[]);
-    let client = Client::connect(ClientConfig::new(server.native.to_string())).await.unwrap();
+    let client = Client::connect(ClientConfig::new(server.native.to_string()))
+        .await
+        .unwrap();
     let append = |number: u64| {
         let payload = number.to_string();
         let builder = EventBuilder::new("s", "t").payload(payload.as_bytes());
@@ -107,8 +137,10 @@ async fn a_subscription_of_each_protocol_gets_what_is_there_and_then_what_comes(
     };
     append(1).await.unwrap();
 
-    let mut native =
-        client.subscribe(truthdb_client::Subscribe::partition(0)).await.unwrap();
+    let mut native = client
+        .subscribe(truthdb_client::Subscribe::partition(0))
+        .await
+        .unwrap();
     let mut grpc = log_client(&server)
         .await
         .subscribe(v1::SubscribeRequest::default())
@@ -117,7 +149,9 @@ async fn a_subscription_of_each_protocol_gets_what_is_there_and_then_what_comes(
         .into_inner();
     let http = TcpStream::connect(server.http).unwrap();
     http.set_read_timeout(Some(PATIENCE)).unwrap();
-    (&http).write_all(b"GET /v1/subscribe HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    (&http)
+        .write_all(b"GET /v1/subscribe HTTP/1.1\r\nhost: x\r\n\r\n")
+        .unwrap();
     let mut sse = BufReader::new(http);
 
     // Each is told when it has caught up; only then does the next event come.
@@ -195,11 +229,20 @@ async fn a_pipelined_append_stream_answers_each_request_once() {
     let requests = (0..500u64).map(|number| v1::AppendRequest {
         request_id: number,
         // Every tenth is refused, and the others are not harmed.
-        events: if number % 10 == 9 { Vec::new() } else { vec![event("s", number)] },
+        events: if number % 10 == 9 {
+            Vec::new()
+        } else {
+            vec![event("s", number)]
+        },
         ..Default::default()
     });
     let requests = futures::stream::iter(requests.collect::<Vec<_>>());
-    let mut answers = log_client(&server).await.append_stream(requests).await.unwrap().into_inner();
+    let mut answers = log_client(&server)
+        .await
+        .append_stream(requests)
+        .await
+        .unwrap()
+        .into_inner();
     let (mut appended, mut refused) = (Vec::new(), Vec::new());
     while let Some(answer) = answers.message().await.unwrap() {
         match answer.result.unwrap() {
@@ -224,11 +267,18 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir, "", &["--partitions", "2"]);
     let mut grpc = log_client(&server).await;
-    let database = grpc.get_database(v1::GetDatabaseRequest {}).await.unwrap().into_inner();
+    let database = grpc
+        .get_database(v1::GetDatabaseRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(database.partition_count, 2);
     for name in ["x", "y", "z"] {
         for number in 0..3 {
-            let request = v1::AppendRequest { events: vec![event(name, number)], ..Default::default() };
+            let request = v1::AppendRequest {
+                events: vec![event(name, number)],
+                ..Default::default()
+            };
             grpc.append(request).await.unwrap();
         }
     }
@@ -236,10 +286,18 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
     for partition in 0..2 {
         let mut page_token = bytes::Bytes::new();
         loop {
-            let request =
-                v1::ListStreamsRequest { partition, page_size: 1, page_token, ..Default::default() };
+            let request = v1::ListStreamsRequest {
+                partition,
+                page_size: 1,
+                page_token,
+                ..Default::default()
+            };
             let page = grpc.list_streams(request).await.unwrap().into_inner();
-            listed.extend(page.streams.into_iter().map(|s| (s.stream, s.last_revision)));
+            listed.extend(
+                page.streams
+                    .into_iter()
+                    .map(|s| (s.stream, s.last_revision)),
+            );
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 break;
@@ -249,24 +307,49 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
     listed.sort();
     assert_eq!(listed, [("x".into(), 2), ("y".into(), 2), ("z".into(), 2)]);
     let head = server.get("/v1/streams/x/head").json();
-    assert_eq!((&head["exists"], &head["last_revision"]), (&json!(true), &json!(2)));
+    assert_eq!(
+        (&head["exists"], &head["last_revision"]),
+        (&json!(true), &json!(2))
+    );
     assert_eq!(server.get("/v1/streams/none/head").json()["exists"], false);
 
-    server.get("/v1/partitions/1/cursors/c").error(404, "NOT_FOUND");
-    let committed = server.post("/v1/partitions/1/cursors/c", "{\"position\": 7}").json();
+    server
+        .get("/v1/partitions/1/cursors/c")
+        .error(404, "NOT_FOUND");
+    let committed = server
+        .post("/v1/partitions/1/cursors/c", "{\"position\": 7}")
+        .json();
     assert_eq!(committed["position"], 7, "{committed}");
-    let again = server.post("/v1/partitions/1/cursors/c", "{\"position\": 7}").json();
-    assert_eq!(again["sequence"], committed["sequence"], "the same position writes nothing");
+    let again = server
+        .post("/v1/partitions/1/cursors/c", "{\"position\": 7}")
+        .json();
+    assert_eq!(
+        again["sequence"], committed["sequence"],
+        "the same position writes nothing"
+    );
     let cursors = server.get("/v1/partitions/1/cursors").json();
     assert_eq!(cursors["cursors"][0]["name"], "c");
 
     let channel =
         tonic::transport::Endpoint::from_shared(format!("http://{}", server.http)).unwrap();
     let mut admin = AdminClient::new(channel.connect().await.unwrap());
-    let status = admin.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    let status = admin
+        .status(v1::StatusRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(status.partitions.len(), 2);
-    assert!(status.partitions.iter().all(|p| p.state() == v1::PartitionState::Serving));
-    let mut verify = admin.verify(v1::VerifyRequest::default()).await.unwrap().into_inner();
+    assert!(
+        status
+            .partitions
+            .iter()
+            .all(|p| p.state() == v1::PartitionState::Serving)
+    );
+    let mut verify = admin
+        .verify(v1::VerifyRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let mut summary = None;
     while let Some(message) = verify.next().await {
         if let Some(v1::verify_response::Message::Summary(s)) = message.unwrap().message {
@@ -274,7 +357,11 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
         }
     }
     assert_eq!(summary.unwrap().findings, 0);
-    let mut backup = admin.backup(v1::BackupRequest::default()).await.unwrap().into_inner();
+    let mut backup = admin
+        .backup(v1::BackupRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
     let (mut paths, mut ended) = (Vec::new(), false);
     while let Some(message) = backup.next().await {
         match message.unwrap().message.unwrap() {
@@ -283,18 +370,33 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
             _ => {}
         }
     }
-    assert!(ended && paths.last().unwrap() == "metadata/manifest.bin", "{paths:?}");
+    assert!(
+        ended && paths.last().unwrap() == "metadata/manifest.bin",
+        "{paths:?}"
+    );
 
     let head = server.get("/v1/streams/x/head").json();
     let (partition, sequence) = (&head["partition"], &head["last_sequence"]);
-    let proof = server.get(&format!("/v1/partitions/{partition}/events/{sequence}/proof"));
+    let proof = server.get(&format!(
+        "/v1/partitions/{partition}/events/{sequence}/proof"
+    ));
     assert_eq!(proof.status, 200, "{}", proof.body);
-    let plan = server.post("/v1/partitions/0/trim", "{\"before_sequence\": 1}").json();
-    assert_eq!((&plan["executed"], &plan["segments"]), (&json!(false), &json!([])));
+    let plan = server
+        .post("/v1/partitions/0/trim", "{\"before_sequence\": 1}")
+        .json();
+    assert_eq!(
+        (&plan["executed"], &plan["segments"]),
+        (&json!(false), &json!([]))
+    );
     let token = plan["plan_token"].as_str().unwrap();
     let body = json!({"plan_token": token}).to_string();
-    assert_eq!(server.post("/v1/partitions/0/trim", &body).json()["executed"], true);
-    server.post("/v1/partitions/0/trim", &body).error(404, "NOT_FOUND");
+    assert_eq!(
+        server.post("/v1/partitions/0/trim", &body).json()["executed"],
+        true
+    );
+    server
+        .post("/v1/partitions/0/trim", &body)
+        .error(404, "NOT_FOUND");
 
     let metrics = server.get("/metrics").body;
     for metric in [
@@ -303,7 +405,10 @@ async fn cursors_streams_heads_status_metrics_and_health_answer() {
         "truthdb_request_duration_seconds_count{operation=\"append\"} 9",
         "truthdb_http_connections",
     ] {
-        assert!(metrics.contains(metric), "{metric} is missing in\n{metrics}");
+        assert!(
+            metrics.contains(metric),
+            "{metric} is missing in\n{metrics}"
+        );
     }
     assert_eq!(server.get("/healthz").status, 200);
     assert_eq!(server.get("/readyz").json()["ready"], true);
@@ -320,10 +425,15 @@ async fn a_role_that_is_not_run_is_named() {
     let error = server.post("/v1/append", &body).error(501, "ROLE_DISABLED");
     assert_eq!(error["role"], "ingest");
     let mut grpc = log_client(&server).await;
-    let request = v1::AppendRequest { events: vec![event("s", 1)], ..Default::default() };
+    let request = v1::AppendRequest {
+        events: vec![event("s", 1)],
+        ..Default::default()
+    };
     let error = truthdb_api::ApiError::from_status(&grpc.append(request).await.unwrap_err());
     assert_eq!(error.context.role.as_deref(), Some("ingest"));
-    let client = Client::connect(ClientConfig::new(server.native.to_string())).await.unwrap();
+    let client = Client::connect(ClientConfig::new(server.native.to_string()))
+        .await
+        .unwrap();
     let batch = NewBatch::new().event(EventBuilder::new("s", "t")).unwrap();
     let error = client.append(batch).await.unwrap_err().to_string();
     assert!(error.contains("ingest"), "{error}");

@@ -1,6 +1,8 @@
 //! Requests that are wrong, and clients that mean no good: each gets a documented error, and the
 //! server keeps its memory and goes on.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+
 mod server_support;
 
 use std::io::{Read as _, Write as _};
@@ -15,9 +17,13 @@ use truthdb_api::{ApiError, ErrorCode};
 fn hello() -> BytesMut {
     let mut out = BytesMut::new();
     let version = native::PROTOCOL_VERSION;
-    Hello { version_min: version, version_max: version, token: Default::default() }
-        .encode(&mut out)
-        .unwrap();
+    Hello {
+        version_min: version,
+        version_max: version,
+        token: Default::default(),
+    }
+    .encode(&mut out)
+    .unwrap();
     out
 }
 
@@ -31,7 +37,10 @@ impl Raw {
     fn connect(server: &Server) -> Raw {
         let stream = TcpStream::connect(server.native).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Raw { stream, buffer: BytesMut::new() }
+        Raw {
+            stream,
+            buffer: BytesMut::new(),
+        }
     }
 
     fn greeted(server: &Server) -> Raw {
@@ -70,26 +79,49 @@ impl Raw {
 #[test]
 fn wrong_requests_get_documented_errors() {
     let dir = tempfile::tempdir().unwrap();
-    let server = Server::start(&dir, "[limits]\nrequest_bytes_max = \"1 MiB\"\n", &["--partitions", "4"]);
+    let server = Server::start(
+        &dir,
+        "[limits]\nrequest_bytes_max = \"1 MiB\"\n",
+        &["--partitions", "4"],
+    );
     let append = |value: serde_json::Value| server.post("/v1/append", &value.to_string());
     let one = |stream: &str| json!([{"stream": stream, "type": "t"}]);
     assert_eq!(append(json!({"events": one("s")})).status, 200);
-    let home = server.get("/v1/streams/s/head").json()["partition"].as_u64().unwrap();
+    let home = server.get("/v1/streams/s/head").json()["partition"]
+        .as_u64()
+        .unwrap();
 
     let wrong = append(json!({"events": one("s"), "partition": (home + 1) % 4}));
     assert_eq!(wrong.error(400, "WRONG_PARTITION")["partition"], home);
     let expectations = json!([{"stream": "s", "expected": "no_stream"}]);
     let conflict = append(json!({"events": one("s"), "expectations": expectations}));
     let conflict = conflict.error(409, "REVISION_CONFLICT");
-    assert_eq!((&conflict["actual_revision"], &conflict["outcome"]), (&json!(0), &json!("DID_NOT_HAPPEN")));
-    server.get("/v1/streams/none/events").error(404, "STREAM_NOT_FOUND");
-    server.get("/v1/partitions/9/events").error(404, "NOT_FOUND");
-    server.get("/v1/partitions/x/events").error(400, "INVALID_ARGUMENT");
-    server.get("/v1/partitions/0/events?form=1").error(400, "INVALID_ARGUMENT");
-    server.get("/v1/partitions/0/events?limit=10001").error(413, "LIMIT_EXCEEDED");
+    assert_eq!(
+        (&conflict["actual_revision"], &conflict["outcome"]),
+        (&json!(0), &json!("DID_NOT_HAPPEN"))
+    );
+    server
+        .get("/v1/streams/none/events")
+        .error(404, "STREAM_NOT_FOUND");
+    server
+        .get("/v1/partitions/9/events")
+        .error(404, "NOT_FOUND");
+    server
+        .get("/v1/partitions/x/events")
+        .error(400, "INVALID_ARGUMENT");
+    server
+        .get("/v1/partitions/0/events?form=1")
+        .error(400, "INVALID_ARGUMENT");
+    server
+        .get("/v1/partitions/0/events?limit=10001")
+        .error(413, "LIMIT_EXCEEDED");
     server.get("/v1/nothing").error(404, "NOT_FOUND");
-    server.http("DELETE", "/v1/append", &[], "").error(405, "INVALID_ARGUMENT");
-    server.post("/v1/append", "{\"events\": [").error(400, "INVALID_ARGUMENT");
+    server
+        .http("DELETE", "/v1/append", &[], "")
+        .error(405, "INVALID_ARGUMENT");
+    server
+        .post("/v1/append", "{\"events\": [")
+        .error(400, "INVALID_ARGUMENT");
     append(json!({"evnets": []})).error(400, "INVALID_ARGUMENT");
     append(json!({"events": []})).error(400, "INVALID_ARGUMENT");
     append(json!({"events": one("$cursor/x")})).error(400, "INVALID_ARGUMENT");
@@ -113,12 +145,21 @@ async fn bytes_that_are_no_message_of_grpc_are_refused() {
     let mut grpc = tonic::client::Grpc::new(channel);
     grpc.ready().await.unwrap();
     // Field 2 of AppendRequest is a varint; this is a cursor cut short.
-    let nonsense = prost_types::Any { type_url: "\u{1}".repeat(9), value: vec![0xff; 40] };
+    let nonsense = prost_types::Any {
+        type_url: "\u{1}".repeat(9),
+        value: vec![0xff; 40],
+    };
     let path = http::uri::PathAndQuery::from_static("/truthdb.v1.Log/Append");
     let codec = tonic_prost::ProstCodec::<prost_types::Any, ()>::default();
-    let status = grpc.unary(tonic::Request::new(nonsense), path, codec).await.unwrap_err();
+    let status = grpc
+        .unary(tonic::Request::new(nonsense), path, codec)
+        .await
+        .unwrap_err();
     assert!(
-        matches!(status.code(), tonic::Code::Internal | tonic::Code::InvalidArgument),
+        matches!(
+            status.code(),
+            tonic::Code::Internal | tonic::Code::InvalidArgument
+        ),
         "{status:?}"
     );
     server.stop_cleanly();
@@ -136,7 +177,13 @@ fn wrong_frames_are_refused_and_the_connection_goes_on_where_it_can() {
 
     let mut old = Raw::connect(&server);
     let mut out = BytesMut::new();
-    Hello { version_min: 900, version_max: 901, token: Default::default() }.encode(&mut out).unwrap();
+    Hello {
+        version_min: 900,
+        version_max: 901,
+        token: Default::default(),
+    }
+    .encode(&mut out)
+    .unwrap();
     old.send(&out);
     assert_eq!(old.error(0).code, ErrorCode::InvalidArgument);
 
@@ -181,7 +228,11 @@ fn wrong_frames_are_refused_and_the_connection_goes_on_where_it_can() {
     match raw.frame() {
         Some((0, ServerFrame::AppendReply(results))) => {
             let error = results[0].1.as_ref().unwrap_err();
-            assert_eq!((results[0].0, error.code), (5, ErrorCode::InvalidArgument), "{error}");
+            assert_eq!(
+                (results[0].0, error.code),
+                (5, ErrorCode::InvalidArgument),
+                "{error}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -199,12 +250,14 @@ fn a_client_that_drips_its_request_is_cut_off() {
     // Headers that never end.
     let mut http = TcpStream::connect(server.http).unwrap();
     http.set_read_timeout(Some(PATIENCE)).unwrap();
-    http.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-drip: ").unwrap();
+    http.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-drip: ")
+        .unwrap();
     let _ = http.read_to_end(&mut rest);
     // A body that never ends.
     let mut http = TcpStream::connect(server.http).unwrap();
     http.set_read_timeout(Some(PATIENCE)).unwrap();
-    http.write_all(b"POST /v1/append HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").unwrap();
+    http.write_all(b"POST /v1/append HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        .unwrap();
     rest.clear();
     let _ = http.read_to_end(&mut rest);
     Answer::parse(&rest).error(504, "DEADLINE");
@@ -232,8 +285,9 @@ fn thousands_of_idle_connections_cost_little_and_one_too_many_is_told_so() {
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
     let server = Server::start(&dir, &config, &[]);
     let before = server.resident_bytes();
-    let http: Vec<TcpStream> =
-        (0..IDLE / 2).map(|_| TcpStream::connect(server.http).unwrap()).collect();
+    let http: Vec<TcpStream> = (0..IDLE / 2)
+        .map(|_| TcpStream::connect(server.http).unwrap())
+        .collect();
     let mut native: Vec<Raw> = (0..IDLE / 2).map(|_| Raw::connect(&server)).collect();
     for raw in &mut native {
         raw.send(&hello());
@@ -251,7 +305,10 @@ fn thousands_of_idle_connections_cost_little_and_one_too_many_is_told_so() {
     Answer::parse(&bytes).error(503, "OVERLOADED");
     let each = server.resident_bytes().saturating_sub(before) / (IDLE as u64);
     eprintln!("{each} bytes of resident memory for each idle connection");
-    assert!(each < BYTES_EACH_MAX, "{each} bytes for each idle connection");
+    assert!(
+        each < BYTES_EACH_MAX,
+        "{each} bytes for each idle connection"
+    );
     drop(http);
     // A place is free again as soon as the server has seen that one is gone.
     native.pop();

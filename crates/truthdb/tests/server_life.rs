@@ -1,5 +1,7 @@
 //! Starting, stopping, and what is refused before anything runs.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+
 mod server_support;
 
 use serde_json::json;
@@ -45,7 +47,10 @@ fn fails(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String) {
         .env("TRUTHDB_LOG__FORMAT", "json")
         .output()
         .unwrap();
-    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 #[test]
@@ -53,13 +58,22 @@ fn each_class_of_failure_has_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let data = data.to_str().unwrap();
-    let ports = [("TRUTHDB_LISTEN__HTTP", "127.0.0.1:0"), ("TRUTHDB_LISTEN__NATIVE", "127.0.0.1:0")];
+    let ports = [
+        ("TRUTHDB_LISTEN__HTTP", "127.0.0.1:0"),
+        ("TRUTHDB_LISTEN__NATIVE", "127.0.0.1:0"),
+    ];
     let (code, _) = fails(&["no-such-command"], &[]);
     assert_eq!(code, 2);
-    let (code, text) = fails(&["--data", data, "serve"], &[("TRUTHDB_NODE__ROLES", "[\"compute\"]")]);
+    let (code, text) = fails(
+        &["--data", data, "serve"],
+        &[("TRUTHDB_NODE__ROLES", "[\"compute\"]")],
+    );
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("no modules yet"), "{text}");
-    let (code, text) = fails(&["--data", data, "serve"], &[("TRUTHDB_LISTEN__HTTP", "0.0.0.0:0")]);
+    let (code, text) = fails(
+        &["--data", data, "serve"],
+        &[("TRUTHDB_LISTEN__HTTP", "0.0.0.0:0")],
+    );
     assert_eq!(code, 3, "{text}");
     let (code, text) = fails(&["--data", data, "serve"], &ports);
     assert_eq!(code, 4, "a server makes no database unasked: {text}");
@@ -75,7 +89,12 @@ fn each_class_of_failure_has_its_exit_code() {
     let other = other.path().join("data");
     let taken = server.http.to_string();
     let (code, text) = fails(
-        &["--data", other.to_str().unwrap(), "serve", "--init-if-empty"],
+        &[
+            "--data",
+            other.to_str().unwrap(),
+            "serve",
+            "--init-if-empty",
+        ],
         &[("TRUTHDB_LISTEN__HTTP", &taken), ports[1]],
     );
     assert_eq!(code, 4, "the address is in use: {text}");
@@ -90,12 +109,23 @@ fn a_configuration_is_checked_with_line_and_reason() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("bad.toml");
     std::fs::write(&file, "[limits]\nconnections_max = 0\n").unwrap();
-    let output = program().args(["config", "check"]).arg(&file).output().unwrap();
+    let output = program()
+        .args(["config", "check"])
+        .arg(&file)
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("bad.toml:2: limits.connections_max"), "{text}");
+    assert!(
+        text.contains("bad.toml:2: limits.connections_max"),
+        "{text}"
+    );
     std::fs::write(&file, "[limits]\nconections_max = 1\n").unwrap();
-    let output = program().args(["config", "check"]).arg(&file).output().unwrap();
+    let output = program()
+        .args(["config", "check"])
+        .arg(&file)
+        .output()
+        .unwrap();
     assert!(output.status.success());
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("did you mean connections_max?"), "{text}");

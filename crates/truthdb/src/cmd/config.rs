@@ -35,7 +35,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
         Action::Check { file } => {
             let loaded = read(Some(&file), std::iter::empty())?;
             if globals.json {
-                return print(&format!("{}\n", json!({"ok": true, "warnings": loaded.warnings})));
+                return print(&format!(
+                    "{}\n",
+                    json!({"ok": true, "warnings": loaded.warnings})
+                ));
             }
             for warning in &loaded.warnings {
                 print(&format!("warning: {warning}\n"))?;

@@ -39,5 +39,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
         let value = json!({"database_id": id, "directory": path, "partitions": args.partitions});
         return print(&format!("{value}\n"));
     }
-    print(&format!("Made database {id} with {} partitions in {path}.\n", args.partitions))
+    print(&format!(
+        "Made database {id} with {} partitions in {path}.\n",
+        args.partitions
+    ))
 }

@@ -31,5 +31,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
         holder: format!("truthdb serve, process {}", std::process::id()),
         ..CreateOptions::default()
     });
-    server::run(config, &ServeOptions { init_if_empty, ports_file: args.ports_file })
+    server::run(
+        config,
+        &ServeOptions {
+            init_if_empty,
+            ports_file: args.ports_file,
+        },
+    )
 }

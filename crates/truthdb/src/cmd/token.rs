@@ -58,7 +58,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
             let now_ns = truthdb_io::SystemClock::new().utc_ns();
             let created = jiff::Timestamp::from_nanosecond(i128::from(now_ns))
                 .map_or_else(|_| String::new(), |now| now.to_string());
-            let token = tokens.create(&name, &permissions, created).map_err(failure)?;
+            let token = tokens
+                .create(&name, &permissions, created)
+                .map_err(failure)?;
             if globals.json {
                 return print(&format!("{}\n", json!({"name": name, "token": token})));
             }

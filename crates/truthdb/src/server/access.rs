@@ -45,19 +45,35 @@ pub(crate) struct Operation {
 }
 
 const fn grpc(path: &'static str, need: Need, role: Option<Role>) -> Operation {
-    Operation { door: Door::Grpc(path), need, role }
+    Operation {
+        door: Door::Grpc(path),
+        need,
+        role,
+    }
 }
 
 const fn get(path: &'static str, need: Need, role: Option<Role>) -> Operation {
-    Operation { door: Door::Http("GET", path), need, role }
+    Operation {
+        door: Door::Http("GET", path),
+        need,
+        role,
+    }
 }
 
 const fn post(path: &'static str, need: Need, role: Option<Role>) -> Operation {
-    Operation { door: Door::Http("POST", path), need, role }
+    Operation {
+        door: Door::Http("POST", path),
+        need,
+        role,
+    }
 }
 
 const fn native(kind: &'static str, need: Need, role: Option<Role>) -> Operation {
-    Operation { door: Door::Native(kind), need, role }
+    Operation {
+        door: Door::Native(kind),
+        need,
+        role,
+    }
 }
 
 const APPEND: Need = Need::Permission(Permission::Append);
@@ -86,7 +102,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     grpc("/truthdb.v1.Admin/Backup", ADMIN, REPLAY),
     grpc("/grpc.health.v1.Health/Check", Need::Nothing, None),
     grpc("/grpc.health.v1.Health/Watch", Need::Nothing, None),
-    grpc("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Token, None),
+    grpc(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Need::Token,
+        None,
+    ),
     get("/healthz", Need::Nothing, None),
     get("/readyz", Need::Nothing, None),
     get("/openapi.json", Need::Nothing, None),
@@ -98,7 +118,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     get("/v1/partitions/{partition}/cursors", READ, QUERY),
     get("/v1/partitions/{partition}/cursors/{name}", READ, QUERY),
     post("/v1/partitions/{partition}/cursors/{name}", APPEND, INGEST),
-    get("/v1/partitions/{partition}/events/{sequence}/proof", ADMIN, REPLAY),
+    get(
+        "/v1/partitions/{partition}/events/{sequence}/proof",
+        ADMIN,
+        REPLAY,
+    ),
     post("/v1/partitions/{partition}/trim", ADMIN, INGEST),
     get("/v1/streams/{stream}/events", READ, QUERY),
     get("/v1/streams/{stream}/head", READ, QUERY),
@@ -117,14 +141,16 @@ pub(crate) const OPERATIONS: &[Operation] = &[
 
 /// The operation of a gRPC path.
 pub(crate) fn grpc_operation(path: &str) -> Option<&'static Operation> {
-    OPERATIONS.iter().find(|operation| matches!(operation.door, Door::Grpc(own) if own == path))
+    OPERATIONS
+        .iter()
+        .find(|operation| matches!(operation.door, Door::Grpc(own) if own == path))
 }
 
 /// The operation of an HTTP route.
 pub(crate) fn http_operation(method: &str, pattern: &str) -> Option<&'static Operation> {
-    OPERATIONS.iter().find(|operation| {
-        matches!(operation.door, Door::Http(m, p) if m == method && p == pattern)
-    })
+    OPERATIONS
+        .iter()
+        .find(|operation| matches!(operation.door, Door::Http(m, p) if m == method && p == pattern))
 }
 
 /// The operation of a frame of the native protocol.
@@ -236,19 +262,66 @@ mod tests {
             }
         }
         for method in &methods {
-            assert!(grpc_operation(method).is_some(), "{method} is not in the table");
+            assert!(
+                grpc_operation(method).is_some(),
+                "{method} is not in the table"
+            );
         }
         for operation in OPERATIONS {
             if let Door::Grpc(path) = operation.door {
-                assert!(methods.iter().any(|method| method == path), "{path} does not exist");
+                assert!(
+                    methods.iter().any(|method| method == path),
+                    "{path} does not exist"
+                );
             }
         }
     }
 
     #[test]
+    fn every_kind_of_frame_that_a_client_sends_is_in_the_table_and_the_other_way_round() {
+        // A server's kinds have bit 7 set; what is below decodes to a kind or is unknown.
+        let mut known = Vec::new();
+        for kind in 0..0x40 {
+            let payload = bytes::Bytes::new();
+            let raw = truthdb_api::native::RawFrame {
+                kind,
+                request_id: 1,
+                payload,
+            };
+            let outcome = truthdb_api::native::ClientFrame::decode(raw);
+            if !matches!(
+                outcome,
+                Err(truthdb_api::native::DecodeError::UnknownKind { .. })
+            ) {
+                known.push(kind);
+            }
+        }
+        use truthdb_api::native::Kind;
+        let kinds = [
+            (Kind::Hello, "Hello"),
+            (Kind::Append, "Append"),
+            (Kind::Read, "Read"),
+            (Kind::Subscribe, "Subscribe"),
+            (Kind::Credit, "Credit"),
+            (Kind::Cancel, "Cancel"),
+            (Kind::Ping, "Ping"),
+            (Kind::StreamHead, "StreamHead"),
+            (Kind::CursorGet, "CursorGet"),
+        ];
+        assert_eq!(known, kinds.map(|(kind, _)| kind as u8));
+        for (_, name) in kinds {
+            assert_eq!(native_operation(name).door, Door::Native(name));
+        }
+        let native = |one: &&Operation| matches!(one.door, Door::Native(_));
+        assert_eq!(OPERATIONS.iter().filter(native).count(), kinds.len());
+    }
+
+    #[test]
     fn no_operation_is_listed_twice() {
         for (index, operation) in OPERATIONS.iter().enumerate() {
-            let twice = OPERATIONS[..index].iter().any(|other| other.door == operation.door);
+            let twice = OPERATIONS[..index]
+                .iter()
+                .any(|other| other.door == operation.door);
             assert!(!twice, "{:?}", operation.door);
         }
     }

@@ -43,7 +43,10 @@ impl EventParts<'_> {
         for (key, value) in &self.metadata {
             builder = builder.metadata(key, value);
         }
-        builder.encode_into(out).map(|_| ()).map_err(|error| invalid_event(index, &error))
+        builder
+            .encode_into(out)
+            .map(|_| ())
+            .map_err(|error| invalid_event(index, &error))
     }
 }
 
@@ -94,22 +97,34 @@ pub(crate) fn encode_request(request: &v1::AppendRequest) -> Result<EncodedEvent
         items: condition
             .matches
             .iter()
-            .map(|one| ConditionItem { types: one.types.clone(), tags: one.tags.clone() })
+            .map(|one| ConditionItem {
+                types: one.types.clone(),
+                tags: one.tags.clone(),
+            })
             .collect(),
         after: condition.after_sequence,
     });
-    let cursor = request
-        .cursor
-        .as_ref()
-        .map(|cursor| CursorUpdate { name: cursor.name.clone(), position: cursor.position });
-    Ok(EncodedEvents { bytes: Bytes::from(bytes), checksums: None, expected, condition, cursor })
+    let cursor = request.cursor.as_ref().map(|cursor| CursorUpdate {
+        name: cursor.name.clone(),
+        position: cursor.position,
+    });
+    Ok(EncodedEvents {
+        bytes: Bytes::from(bytes),
+        checksums: None,
+        expected,
+        condition,
+        cursor,
+    })
 }
 
 fn expected_revision(expectation: &v1::StreamExpectation) -> Result<ExpectedRevision, ApiError> {
     let revision = expectation.revision;
     let expected = match expectation.expected() {
         v1::ExpectedRevision::Unspecified => {
-            let message = format!("expectation on {}: `expected` is missing", expectation.stream);
+            let message = format!(
+                "expectation on {}: `expected` is missing",
+                expectation.stream
+            );
             return Err(ApiError::invalid_argument(message));
         }
         v1::ExpectedRevision::Any => ExpectedRevision::Any,
@@ -118,7 +133,10 @@ fn expected_revision(expectation: &v1::StreamExpectation) -> Result<ExpectedRevi
         v1::ExpectedRevision::Exact => return Ok(ExpectedRevision::Exact(revision)),
     };
     if revision != 0 {
-        let message = format!("expectation on {}: `revision` goes with EXACT", expectation.stream);
+        let message = format!(
+            "expectation on {}: `revision` goes with EXACT",
+            expectation.stream
+        );
         return Err(ApiError::invalid_argument(message));
     }
     Ok(expected)
@@ -156,16 +174,24 @@ pub(crate) async fn append(
 ) -> Result<Acknowledged, ApiError> {
     let streams = distinct_streams(&events.bytes);
     let has_cursor = events.cursor.is_some();
-    let batch =
-        shared.engine.prepare(partition, events).map_err(|error| append_error(&error))?;
+    let batch = shared
+        .engine
+        .prepare(partition, events)
+        .map_err(|error| append_error(&error))?;
     let (sender, receiver) = oneshot::channel();
     let sink = Arc::new(OneResult(Mutex::new(Some(sender))));
-    shared.engine.append(batch, sink, 0).map_err(|(error, _)| append_error(&error))?;
+    shared
+        .engine
+        .append(batch, sink, 0)
+        .map_err(|(error, _)| append_error(&error))?;
     let mut appended = receiver
         .await
         .map_err(|_| {
-            ApiError::new(ErrorCode::Unavailable, "the engine stopped before it answered")
-                .with_outcome(Outcome::MayHaveHappened)
+            ApiError::new(
+                ErrorCode::Unavailable,
+                "the engine stopped before it answered",
+            )
+            .with_outcome(Outcome::MayHaveHappened)
         })?
         .map_err(|error| append_error(&error))?;
     let streams = match &streams[..] {
@@ -201,9 +227,15 @@ fn distinct_streams(bytes: &[u8]) -> Vec<String> {
     let mut known = std::collections::HashSet::new();
     let mut at = 0;
     while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
-        let Ok(length) = EventRef::parse_prefix(rest) else { break };
-        let Some(event) = rest.get(..length) else { break };
-        let Ok(event) = EventRef::parse_trusted(event) else { break };
+        let Ok(length) = EventRef::parse_prefix(rest) else {
+            break;
+        };
+        let Some(event) = rest.get(..length) else {
+            break;
+        };
+        let Ok(event) = EventRef::parse_trusted(event) else {
+            break;
+        };
         let is_last = streams.last().is_some_and(|last| last == event.stream());
         if !is_last && known.insert(event.stream().to_owned()) {
             streams.push(event.stream().to_owned());
@@ -232,7 +264,9 @@ pub(crate) fn stream_revisions(
             bytes_max: truthdb_event::BATCH_BYTES_MAX,
         };
         let page = engine.read(&request).map_err(|error| read_error(&error))?;
-        let Some(last) = page.batches.last() else { break };
+        let Some(last) = page.batches.last() else {
+            break;
+        };
         next = last.last_sequence() + 1;
         let stored = page.batches.iter().flat_map(|batch| batch.events());
         for stored in stored.filter(|stored| stored.sequence <= appended.last_sequence) {

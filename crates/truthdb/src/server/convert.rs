@@ -49,7 +49,10 @@ pub(crate) fn limits() -> v1::Limits {
 }
 
 /// The answer to an append.
-pub(crate) fn append_response(done: Acknowledged, durability: v1::Durability) -> v1::AppendResponse {
+pub(crate) fn append_response(
+    done: Acknowledged,
+    durability: v1::Durability,
+) -> v1::AppendResponse {
     let appended = done.appended;
     v1::AppendResponse {
         partition: appended.partition,
@@ -59,7 +62,10 @@ pub(crate) fn append_response(done: Acknowledged, durability: v1::Durability) ->
         streams: done
             .streams
             .into_iter()
-            .map(|(stream, last_revision)| v1::StreamRevision { stream, last_revision })
+            .map(|(stream, last_revision)| v1::StreamRevision {
+                stream,
+                last_revision,
+            })
             .collect(),
         already_appended: appended.duplicate,
         durability: durability.into(),
@@ -96,7 +102,11 @@ pub(crate) fn events(partition: u32, page: &ScanPage, backward: bool) -> Vec<v1:
     let mut events = Vec::new();
     for batch in &page.batches {
         let from = events.len();
-        events.extend(batch.events().map(|stored| event(partition, batch, &stored)));
+        events.extend(
+            batch
+                .events()
+                .map(|stored| event(partition, batch, &stored)),
+        );
         if backward {
             events[from..].reverse();
         }
@@ -135,7 +145,10 @@ pub(crate) fn filter(filter: Option<v1::EventFilter>) -> Result<Filter, ApiError
         if names.len() > most {
             return Err(limit("filter_names_max", most, names.len()));
         }
-        names.iter().map(|name| text(field, name)).collect::<Result<Vec<_>, _>>()
+        names
+            .iter()
+            .map(|name| text(field, name))
+            .collect::<Result<Vec<_>, _>>()
     };
     if filter.matches.len() > truthdb_api::FILTER_MATCHES_MAX {
         let most = truthdb_api::FILTER_MATCHES_MAX;
@@ -146,8 +159,10 @@ pub(crate) fn filter(filter: Option<v1::EventFilter>) -> Result<Filter, ApiError
         if one.types.is_empty() && one.tags.is_empty() {
             return Err(ApiError::invalid_argument("a match needs a type or a tag"));
         }
-        matches
-            .push(EventMatch { types: names("types", &one.types)?, tags: names("tags", &one.tags)? });
+        matches.push(EventMatch {
+            types: names("types", &one.types)?,
+            tags: names("tags", &one.tags)?,
+        });
     }
     Ok(Filter { streams, matches })
 }

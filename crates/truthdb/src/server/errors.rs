@@ -57,12 +57,16 @@ pub(crate) fn append_error(error: &AppendError) -> ApiError {
         AppendError::LimitExceeded { limit, actual, max } => {
             return ApiError::limit_exceeded(&limit.to_lowercase(), *max, *actual);
         }
-        AppendError::WrongPartition { stream, expected, .. } => {
-            ApiError::new(ErrorCode::WrongPartition, text)
-                .with_stream(stream)
-                .with_partition(*expected)
-        }
-        AppendError::RevisionConflict { stream, expected, actual } => {
+        AppendError::WrongPartition {
+            stream, expected, ..
+        } => ApiError::new(ErrorCode::WrongPartition, text)
+            .with_stream(stream)
+            .with_partition(*expected),
+        AppendError::RevisionConflict {
+            stream,
+            expected,
+            actual,
+        } => {
             return ApiError::revision_conflict(stream, &expected.to_string(), *actual);
         }
         AppendError::ConditionFailed { sequence } => return ApiError::condition_failed(*sequence),
@@ -71,9 +75,11 @@ pub(crate) fn append_error(error: &AppendError) -> ApiError {
             api.context.sequence = Some(*sequence);
             api
         }
-        AppendError::Overloaded { partition, retry_after_ms, .. } => {
-            ApiError::overloaded(text, *retry_after_ms).with_partition(*partition)
-        }
+        AppendError::Overloaded {
+            partition,
+            retry_after_ms,
+            ..
+        } => ApiError::overloaded(text, *retry_after_ms).with_partition(*partition),
         AppendError::DiskFull { partition, .. } => {
             ApiError::new(ErrorCode::DiskFull, text).with_partition(*partition)
         }
@@ -107,9 +113,11 @@ pub(crate) fn read_error(error: &ReadError) -> ApiError {
         ReadError::StreamNotFound { stream } => {
             ApiError::new(ErrorCode::StreamNotFound, text).with_stream(stream)
         }
-        ReadError::Trimmed { partition, sequence, first_sequence } => {
-            ApiError::sequence_trimmed(*sequence, *first_sequence).with_partition(*partition)
-        }
+        ReadError::Trimmed {
+            partition,
+            sequence,
+            first_sequence,
+        } => ApiError::sequence_trimmed(*sequence, *first_sequence).with_partition(*partition),
         ReadError::Invalid { .. } => ApiError::invalid_argument(text),
         // Damage and disk errors that only this read has met: the partition's own state is told by
         // its status, and the operator by the log.
@@ -140,17 +148,27 @@ mod tests {
             source: std::sync::Arc::new(std::io::Error::other("disk")),
         };
         assert_eq!(append_error(&unknown).outcome, Outcome::MayHaveHappened);
-        let stopped = AppendError::Stopped { partition: 1, reason: "x".into() };
+        let stopped = AppendError::Stopped {
+            partition: 1,
+            reason: "x".into(),
+        };
         assert_eq!(append_error(&stopped).outcome, Outcome::DidNotHappen);
         assert_eq!(append_error(&stopped).code, ErrorCode::PartitionStopped);
     }
 
     #[test]
     fn an_events_limit_has_the_name_that_the_interface_gives_it() {
-        let source = EventError::LimitExceeded { field: "payload bytes", actual: 9, max: 8 };
+        let source = EventError::LimitExceeded {
+            field: "payload bytes",
+            actual: 9,
+            max: 8,
+        };
         let error = append_error(&AppendError::InvalidEvent { index: 2, source });
         assert_eq!(error.code, ErrorCode::LimitExceeded);
-        assert_eq!(error.context.limit.as_deref(), Some("event_payload_bytes_max"));
+        assert_eq!(
+            error.context.limit.as_deref(),
+            Some("event_payload_bytes_max")
+        );
         assert_eq!(error.context.limit_value, Some(8));
         assert!(error.message.starts_with("event 2 of the batch"));
     }

@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 
-use super::{Shared, stopped};
 use super::metrics::{Gauge, Metrics};
+use super::{Shared, stopped};
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 4096;
@@ -81,7 +81,9 @@ impl TimedStream {
     }
 
     fn timed_out(&self, what: &str) -> io::Error {
-        self.metrics.connections_timed_out.fetch_add(1, Ordering::Relaxed);
+        self.metrics
+            .connections_timed_out
+            .fetch_add(1, Ordering::Relaxed);
         io::Error::new(io::ErrorKind::TimedOut, what)
     }
 
@@ -110,8 +112,9 @@ impl TimedStream {
         }
         let since = *self.stalled.get_or_insert_with(Instant::now);
         let due = since + self.stall;
-        let timer =
-            self.write_timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        let timer = self
+            .write_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
         ready!(timer.as_mut().poll(context));
         self.metrics.slow_consumers.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(Err(self.timed_out("the client took nothing for too long")))
@@ -236,14 +239,20 @@ pub(crate) async fn accept_loop<S: Serve>(
             }
         };
         let Ok(permit) = Arc::clone(&shared.connections).try_acquire_owned() else {
-            shared.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
+            shared
+                .metrics
+                .connections_refused
+                .fetch_add(1, Ordering::Relaxed);
             // With TLS the reason could only be told after a handshake, which is what is too much.
             if tls.is_none() {
                 tracker.spawn(refuse(stream, service.refusal()));
             }
             continue;
         };
-        shared.metrics.connections_accepted.fetch_add(1, Ordering::Relaxed);
+        shared
+            .metrics
+            .connections_accepted
+            .fetch_add(1, Ordering::Relaxed);
         let (shared, tls, service) = (Arc::clone(&shared), tls.clone(), Arc::clone(&service));
         tracker.spawn(async move {
             let _permit = permit;
@@ -285,7 +294,10 @@ async fn establish(
             None
         }
         Err(_) => {
-            shared.metrics.connections_timed_out.fetch_add(1, Ordering::Relaxed);
+            shared
+                .metrics
+                .connections_timed_out
+                .fetch_add(1, Ordering::Relaxed);
             None
         }
     }

@@ -37,11 +37,17 @@ impl Latency {
         for (bound, bucket) in BUCKETS_US.iter().zip(&self.buckets) {
             total += bucket.load(Ordering::Relaxed);
             let le = seconds(*bound);
-            let _ = writeln!(page, "{name}_bucket{{operation=\"{operation}\",le=\"{le}\"}} {total}");
+            let _ = writeln!(
+                page,
+                "{name}_bucket{{operation=\"{operation}\",le=\"{le}\"}} {total}"
+            );
         }
         let count = self.count.load(Ordering::Relaxed);
         let sum = seconds(self.sum_us.load(Ordering::Relaxed));
-        let _ = writeln!(page, "{name}_bucket{{operation=\"{operation}\",le=\"+Inf\"}} {count}");
+        let _ = writeln!(
+            page,
+            "{name}_bucket{{operation=\"{operation}\",le=\"+Inf\"}} {count}"
+        );
         let _ = writeln!(page, "{name}_sum{{operation=\"{operation}\"}} {sum}");
         let _ = writeln!(page, "{name}_count{{operation=\"{operation}\"}} {count}");
     }
@@ -111,23 +117,62 @@ impl Page {
 }
 
 /// Gauges of each partition: name, help, value.
-type PartitionGauge = (&'static str, &'static str, fn(&truthdb_engine::PartitionStatus) -> u64);
+type PartitionGauge = (
+    &'static str,
+    &'static str,
+    fn(&truthdb_engine::PartitionStatus) -> u64,
+);
 
 /// The gauges of each partition.
 pub(crate) const PARTITION_GAUGES: &[PartitionGauge] = &[
-    ("truthdb_first_sequence", "First sequence that is there.", |p| p.first_sequence),
-    ("truthdb_committed_sequence", "Last sequence acknowledged and visible.", |p| p.committed),
-    ("truthdb_appended_sequence", "Last sequence accepted in memory.", |p| p.appended),
-    ("truthdb_segments", "Segments of all kinds.", |p| p.segments.into()),
-    ("truthdb_segments_sealed", "Sealed segments.", |p| p.sealed_segments.into()),
-    ("truthdb_segments_packed", "Packed segments.", |p| p.packed_segments.into()),
-    ("truthdb_segment_bytes", "Bytes of all segment files.", |p| p.bytes),
-    ("truthdb_queue_batches", "Appends that wait for the writer.", |p| p.queue_batches),
-    ("truthdb_queue_bytes", "Bytes of appends that wait for the writer.", |p| p.queue_bytes),
+    (
+        "truthdb_first_sequence",
+        "First sequence that is there.",
+        |p| p.first_sequence,
+    ),
+    (
+        "truthdb_committed_sequence",
+        "Last sequence acknowledged and visible.",
+        |p| p.committed,
+    ),
+    (
+        "truthdb_appended_sequence",
+        "Last sequence accepted in memory.",
+        |p| p.appended,
+    ),
+    ("truthdb_segments", "Segments of all kinds.", |p| {
+        p.segments.into()
+    }),
+    ("truthdb_segments_sealed", "Sealed segments.", |p| {
+        p.sealed_segments.into()
+    }),
+    ("truthdb_segments_packed", "Packed segments.", |p| {
+        p.packed_segments.into()
+    }),
+    (
+        "truthdb_segment_bytes",
+        "Bytes of all segment files.",
+        |p| p.bytes,
+    ),
+    (
+        "truthdb_queue_batches",
+        "Appends that wait for the writer.",
+        |p| p.queue_batches,
+    ),
+    (
+        "truthdb_queue_bytes",
+        "Bytes of appends that wait for the writer.",
+        |p| p.queue_bytes,
+    ),
 ];
 
 /// Metrics of the network side that are one number: name, kind, help, value.
-type ServerMetric = (&'static str, &'static str, &'static str, fn(&Metrics) -> i64);
+type ServerMetric = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&Metrics) -> i64,
+);
 
 fn count(value: &AtomicU64) -> i64 {
     i64::try_from(value.load(Ordering::Relaxed)).unwrap_or(i64::MAX)
@@ -135,33 +180,60 @@ fn count(value: &AtomicU64) -> i64 {
 
 /// The metrics of the network side.
 pub(crate) const SERVER_METRICS: &[ServerMetric] = &[
-    ("truthdb_http_connections", "gauge", "Open connections of the gRPC and HTTP port.", |m| {
-        m.http_connections.load(Ordering::Relaxed)
-    }),
-    ("truthdb_native_connections", "gauge", "Open connections of the native port.", |m| {
-        m.native_connections.load(Ordering::Relaxed)
-    }),
-    ("truthdb_connections_accepted_total", "counter", "Connections taken.", |m| {
-        count(&m.connections_accepted)
-    }),
-    ("truthdb_connections_refused_total", "counter", "Connections above the limit.", |m| {
-        count(&m.connections_refused)
-    }),
-    ("truthdb_connections_timed_out_total", "counter", "Connections closed for a timeout.", |m| {
-        count(&m.connections_timed_out)
-    }),
-    ("truthdb_tls_failures_total", "counter", "TLS handshakes that failed.", |m| {
-        count(&m.tls_failures)
-    }),
-    ("truthdb_subscriptions", "gauge", "Open subscriptions.", |m| {
-        m.subscriptions.load(Ordering::Relaxed)
-    }),
-    ("truthdb_slow_consumers_total", "counter", "Clients cut off for being too slow.", |m| {
-        count(&m.slow_consumers)
-    }),
-    ("truthdb_access_refused_total", "counter", "Requests without a sufficient token.", |m| {
-        count(&m.access_refused)
-    }),
+    (
+        "truthdb_http_connections",
+        "gauge",
+        "Open connections of the gRPC and HTTP port.",
+        |m| m.http_connections.load(Ordering::Relaxed),
+    ),
+    (
+        "truthdb_native_connections",
+        "gauge",
+        "Open connections of the native port.",
+        |m| m.native_connections.load(Ordering::Relaxed),
+    ),
+    (
+        "truthdb_connections_accepted_total",
+        "counter",
+        "Connections taken.",
+        |m| count(&m.connections_accepted),
+    ),
+    (
+        "truthdb_connections_refused_total",
+        "counter",
+        "Connections above the limit.",
+        |m| count(&m.connections_refused),
+    ),
+    (
+        "truthdb_connections_timed_out_total",
+        "counter",
+        "Connections closed for a timeout.",
+        |m| count(&m.connections_timed_out),
+    ),
+    (
+        "truthdb_tls_failures_total",
+        "counter",
+        "TLS handshakes that failed.",
+        |m| count(&m.tls_failures),
+    ),
+    (
+        "truthdb_subscriptions",
+        "gauge",
+        "Open subscriptions.",
+        |m| m.subscriptions.load(Ordering::Relaxed),
+    ),
+    (
+        "truthdb_slow_consumers_total",
+        "counter",
+        "Clients cut off for being too slow.",
+        |m| count(&m.slow_consumers),
+    ),
+    (
+        "truthdb_access_refused_total",
+        "counter",
+        "Requests without a sufficient token.",
+        |m| count(&m.access_refused),
+    ),
 ];
 
 /// The Prometheus page.
@@ -176,13 +248,32 @@ pub(crate) fn render(metrics: &Metrics, status: &EngineStatus, reads_waiting: us
         status.durability.name()
     );
     let free = status.free_bytes;
-    page.single("truthdb_disk_free_bytes", "gauge", "Free bytes of the file system.", free);
-    page.single("truthdb_disk_bytes", "gauge", "Size of the file system.", status.total_bytes);
-    page.single("truthdb_reads_waiting", "gauge", "Reads that wait for a thread.", reads_waiting);
+    page.single(
+        "truthdb_disk_free_bytes",
+        "gauge",
+        "Free bytes of the file system.",
+        free,
+    );
+    page.single(
+        "truthdb_disk_bytes",
+        "gauge",
+        "Size of the file system.",
+        status.total_bytes,
+    );
+    page.single(
+        "truthdb_reads_waiting",
+        "gauge",
+        "Reads that wait for a thread.",
+        reads_waiting,
+    );
     for (name, kind, help, value) in SERVER_METRICS {
         page.single(name, kind, help, value(metrics));
     }
-    page.head("truthdb_partition_state", "gauge", "1 for the state the partition is in.");
+    page.head(
+        "truthdb_partition_state",
+        "gauge",
+        "1 for the state the partition is in.",
+    );
     for partition in &status.partitions {
         let (number, state) = (partition.partition, partition.state.name());
         let _ = writeln!(
@@ -194,20 +285,32 @@ pub(crate) fn render(metrics: &Metrics, status: &EngineStatus, reads_waiting: us
         page.head(name, "gauge", help);
         for partition in &status.partitions {
             let number = partition.partition;
-            let _ = writeln!(page.0, "{name}{{partition=\"{number}\"}} {}", value(partition));
+            let _ = writeln!(
+                page.0,
+                "{name}{{partition=\"{number}\"}} {}",
+                value(partition)
+            );
         }
     }
     let names = truthdb_engine::Counters::default().entries();
     for (index, (name, _)) in names.iter().enumerate() {
         let metric = format!("truthdb_{name}_total");
-        page.head(&metric, "counter", &format!("Engine: {}.", name.replace('_', " ")));
+        page.head(
+            &metric,
+            "counter",
+            &format!("Engine: {}.", name.replace('_', " ")),
+        );
         for partition in &status.partitions {
             let (number, value) = (partition.partition, partition.counters.entries()[index].1);
             let _ = writeln!(page.0, "{metric}{{partition=\"{number}\"}} {value}");
         }
     }
     let name = "truthdb_request_duration_seconds";
-    page.head(name, "histogram", "From the request's arrival to its answer.");
+    page.head(
+        name,
+        "histogram",
+        "From the request's arrival to its answer.",
+    );
     metrics.native_append.render(&mut page.0, "native_append");
     metrics.append.render(&mut page.0, "append");
     metrics.other.render(&mut page.0, "other");
@@ -217,6 +320,23 @@ pub(crate) fn render(metrics: &Metrics, status: &EngineStatus, reads_waiting: us
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_metric() {
+        let page = include_str!("../../../../docs/operations.md");
+        let server = SERVER_METRICS.iter().map(|(name, ..)| (*name).to_owned());
+        let partition = PARTITION_GAUGES.iter().map(|(name, ..)| (*name).to_owned());
+        let counters = truthdb_engine::Counters::default().entries();
+        let counters = counters
+            .iter()
+            .map(|(name, _)| format!("truthdb_{name}_total"));
+        for name in server.chain(partition).chain(counters) {
+            assert!(
+                page.contains(&format!("`{name}`")),
+                "docs/operations.md lacks {name}"
+            );
+        }
+    }
 
     #[test]
     fn a_latency_counts_in_its_bucket_and_every_wider_one() {

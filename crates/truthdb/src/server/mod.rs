@@ -25,7 +25,7 @@ mod tls;
 pub(crate) mod tokens;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
@@ -65,6 +65,8 @@ pub(crate) struct Shared {
     pub trim_plans: parking_lot::Mutex<grpc::TrimPlans>,
     /// Tasks of connections.
     pub tracker: TaskTracker,
+    /// Open subscriptions of each partition.
+    pub subscriptions: Arc<[AtomicU32]>,
     commits: Vec<watch::Receiver<u64>>,
     stopping: watch::Receiver<bool>,
 }
@@ -98,7 +100,12 @@ impl Shared {
     pub(crate) fn subscription_slot(self: &Arc<Self>, partition: u32) -> Result<Slot, ApiError> {
         let most = i64::try_from(self.config.limits.subscriptions_max).unwrap_or(i64::MAX);
         let before = self.metrics.subscriptions.fetch_add(1, Ordering::AcqRel);
-        let slot = Slot(Arc::clone(&self.metrics));
+        let slot = Slot {
+            metrics: Arc::clone(&self.metrics),
+            partitions: Arc::clone(&self.subscriptions),
+            partition: usize::try_from(partition).expect("a u32 fits"),
+        };
+        slot.partitions[slot.partition].fetch_add(1, Ordering::AcqRel);
         if before >= most {
             drop(slot);
             let message = format!("the limit of {most} subscriptions is reached");
@@ -113,18 +120,25 @@ impl Shared {
         bytes: usize,
     ) -> Result<tokio::sync::OwnedSemaphorePermit, ApiError> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        Arc::clone(&self.inflight_kib).try_acquire_many_owned(kib).map_err(|_| {
-            ApiError::overloaded("too many bytes of requests are in flight", RETRY_AFTER_MS)
-        })
+        Arc::clone(&self.inflight_kib)
+            .try_acquire_many_owned(kib)
+            .map_err(|_| {
+                ApiError::overloaded("too many bytes of requests are in flight", RETRY_AFTER_MS)
+            })
     }
 }
 
 /// One of `limits.subscriptions_max`.
-pub(crate) struct Slot(Arc<Metrics>);
+pub(crate) struct Slot {
+    metrics: Arc<Metrics>,
+    partitions: Arc<[AtomicU32]>,
+    partition: usize,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.subscriptions.fetch_sub(1, Ordering::AcqRel);
+        self.metrics.subscriptions.fetch_sub(1, Ordering::AcqRel);
+        self.partitions[self.partition].fetch_sub(1, Ordering::AcqRel);
     }
 }
 

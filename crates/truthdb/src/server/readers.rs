@@ -36,8 +36,15 @@ pub(crate) struct ReaderPool {
 impl ReaderPool {
     /// Starts the threads.
     pub(crate) fn start(threads: usize, waiting_max: usize) -> std::io::Result<ReaderPool> {
-        let queue = Mutex::new(Queue { jobs: VecDeque::new(), stopped: false });
-        let inner = Arc::new(Inner { queue, work: Condvar::new(), waiting_max });
+        let queue = Mutex::new(Queue {
+            jobs: VecDeque::new(),
+            stopped: false,
+        });
+        let inner = Arc::new(Inner {
+            queue,
+            work: Condvar::new(),
+            waiting_max,
+        });
         let threads = (0..threads)
             .map(|number| {
                 let inner = Arc::clone(&inner);
@@ -46,7 +53,10 @@ impl ReaderPool {
                     .spawn(move || inner.run())
             })
             .collect::<std::io::Result<Vec<_>>>()?;
-        Ok(ReaderPool { inner, threads: Mutex::new(threads) })
+        Ok(ReaderPool {
+            inner,
+            threads: Mutex::new(threads),
+        })
     }
 
     /// Runs `read` on a thread of the pool.
@@ -65,7 +75,10 @@ impl ReaderPool {
                 return Err(stopped());
             }
             if queue.jobs.len() >= self.inner.waiting_max {
-                return Err(ApiError::overloaded("too many reads are waiting", RETRY_AFTER_MS));
+                return Err(ApiError::overloaded(
+                    "too many reads are waiting",
+                    RETRY_AFTER_MS,
+                ));
             }
             queue.jobs.push_back(Box::new(move || {
                 // Whoever asked may be gone; then there is nobody to tell.
@@ -151,6 +164,9 @@ mod tests {
         assert_eq!((first, second), (Ok(1), Ok(2)));
         assert_eq!(third.unwrap_err().code, ErrorCode::Overloaded);
         pool.stop();
-        assert_eq!(pool.run(|| 4).await.unwrap_err().code, ErrorCode::Unavailable);
+        assert_eq!(
+            pool.run(|| 4).await.unwrap_err().code,
+            ErrorCode::Unavailable
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use serde_json::json;
@@ -16,7 +17,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use truthdb_engine::{Engine, OpenError, PartitionState};
 use truthdb_io::{Backend, FileStorage, World};
-use truthdb_log::{CreateOptions, DirectoryError, DirectoryState, create_database, directory_state};
+use truthdb_log::{
+    CreateOptions, DirectoryError, DirectoryState, create_database, directory_state,
+};
 
 use super::access::Access;
 use super::config::{Config, IoBackend, TlsMode};
@@ -59,8 +62,11 @@ pub(crate) fn open_world(
         IoBackend::Blocking => Backend::Blocking,
     };
     let storage = FileStorage::open(directory, backend).map_err(|error| {
-        Failure::environment("io_uring is demanded (data.io_backend) and not to be had", error)
-            .with_action("Allow io_uring to this process, or set data.io_backend = \"auto\".")
+        Failure::environment(
+            "io_uring is demanded (data.io_backend) and not to be had",
+            error,
+        )
+        .with_action("Allow io_uring to this process, or set data.io_backend = \"auto\".")
     })?;
     let reason = storage.fallback_reason();
     Ok((World::system(Arc::new(storage)), reason))
@@ -78,8 +84,11 @@ pub(crate) fn directory_failure(directory: &Path, error: DirectoryError) -> Fail
         DirectoryError::Option { .. } => ExitClass::Usage,
         _ => ExitClass::Environment,
     };
-    Failure::new(class, format!("cannot open the database in {}", directory.display()))
-        .with_source(error)
+    Failure::new(
+        class,
+        format!("cannot open the database in {}", directory.display()),
+    )
+    .with_source(error)
 }
 
 /// Makes a database.
@@ -104,9 +113,8 @@ pub(crate) fn create(
 /// Whatever keeps it from starting, by class.
 pub(crate) fn run(config: Config, options: &ServeOptions) -> Result<(), Failure> {
     logging::start(&config.log);
-    let directory = std::path::absolute(&config.data.directory).map_err(|error| {
-        Failure::environment("the data directory's path is not usable", error)
-    })?;
+    let directory = std::path::absolute(&config.data.directory)
+        .map_err(|error| Failure::environment("the data directory's path is not usable", error))?;
     raise_open_files(config.limits.connections_max);
     let (world, refused) = open_world(&directory, config.data.io_backend)?;
     if let Some(reason) = refused {
@@ -117,8 +125,8 @@ pub(crate) fn run(config: Config, options: &ServeOptions) -> Result<(), Failure>
     }
     let clock = Arc::clone(&world.clock);
     let opened_ns = clock.monotonic_ns();
-    let engine =
-        Engine::open(world, config.engine.clone()).map_err(|error| open_failure(&directory, error))?;
+    let engine = Engine::open(world, config.engine.clone())
+        .map_err(|error| open_failure(&directory, error))?;
     let taken_ms = (clock.monotonic_ns() - opened_ns) / 1_000_000;
     tell_recovery(&engine, taken_ms);
     let outcome = serve(config, options, &directory, &engine, clock);
@@ -140,7 +148,9 @@ fn raise_open_files(connections_max: usize) {
         tracing::debug!("the limit of open files cannot be raised: {error}");
     }
     let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let needed = u64::try_from(connections_max).unwrap_or(u64::MAX).saturating_add(OPEN_FILES_OWN);
+    let needed = u64::try_from(connections_max)
+        .unwrap_or(u64::MAX)
+        .saturating_add(OPEN_FILES_OWN);
     if most < needed {
         tracing::info!(
             open_files_max = most,
@@ -219,7 +229,10 @@ fn serve(
     let readers = ReaderPool::start(limits.read_threads, limits.reads_waiting_max)
         .map_err(|error| Failure::environment("the reader threads cannot start", error))?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.thread_name("network").thread_stack_size(STACK_BYTES).enable_all();
+    runtime
+        .thread_name("network")
+        .thread_stack_size(STACK_BYTES)
+        .enable_all();
     if limits.network_threads > 0 {
         runtime.worker_threads(limits.network_threads);
     }
@@ -240,6 +253,9 @@ fn serve(
         backup_slot: Arc::new(Semaphore::new(1)),
         trim_plans: parking_lot::Mutex::default(),
         tracker: TaskTracker::new(),
+        subscriptions: (0..engine.partition_count())
+            .map(|_| AtomicU32::new(0))
+            .collect(),
         commits: follow_commits(engine),
         stopping,
         config,
@@ -281,11 +297,11 @@ fn first_token(directory: &Path, now_ns: u64) -> Result<(), Failure> {
     }
     let created = jiff::Timestamp::from_nanosecond(i128::from(now_ns))
         .map_or_else(|_| String::new(), |now| now.to_string());
-    let token =
-        tokens.create(FIRST_TOKEN, &[Permission::Admin], created).map_err(token_failure)?;
-    let text = format!(
-        "The first access token, with every permission. It is shown only now:\n{token}\n"
-    );
+    let token = tokens
+        .create(FIRST_TOKEN, &[Permission::Admin], created)
+        .map_err(token_failure)?;
+    let text =
+        format!("The first access token, with every permission. It is shown only now:\n{token}\n");
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|error| Failure::environment("cannot show the first access token", error))
@@ -343,7 +359,10 @@ async fn listen_until_stopped(
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
     };
-    tracing::info!(signal, "stopping: no more requests are taken, those under way are answered");
+    tracing::info!(
+        signal,
+        "stopping: no more requests are taken, those under way are answered"
+    );
     stop.send_replace(true);
     for task in accepting {
         task.await.map_err(|error| {
@@ -352,9 +371,15 @@ async fn listen_until_stopped(
     }
     shared.tracker.close();
     let limit = shared.config.limits.shutdown_timeout;
-    if tokio::time::timeout(limit, shared.tracker.wait()).await.is_err() {
+    if tokio::time::timeout(limit, shared.tracker.wait())
+        .await
+        .is_err()
+    {
         let left = shared.tracker.len();
-        tracing::warn!(left, "not everything ended in time (limits.shutdown_timeout_s): it is cut");
+        tracing::warn!(
+            left,
+            "not everything ended in time (limits.shutdown_timeout_s): it is cut"
+        );
     }
     Ok(())
 }
@@ -416,6 +441,9 @@ fn write_ports(path: &Path, bound: &Bound, tls: Option<&tls::ServerTls>) -> Resu
     std::fs::write(&temporary, format!("{value}\n"))
         .and_then(|()| rustix::fs::rename(&temporary, path).map_err(Into::into))
         .map_err(|error| {
-            Failure::environment(format!("cannot write the ports file {}", path.display()), error)
+            Failure::environment(
+                format!("cannot write the ports file {}", path.display()),
+                error,
+            )
         })
 }

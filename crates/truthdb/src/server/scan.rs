@@ -71,8 +71,16 @@ fn pushed(filter: &Filter) -> engine::Filter {
         StreamFilter::All | StreamFilter::AllWithSystem => {}
     }
     if let [only] = &filter.matches[..] {
-        pushed.types = only.types.iter().map(|name| name.as_str().to_owned()).collect();
-        pushed.tags = only.tags.iter().map(|name| name.as_str().to_owned()).collect();
+        pushed.types = only
+            .types
+            .iter()
+            .map(|name| name.as_str().to_owned())
+            .collect();
+        pushed.tags = only
+            .tags
+            .iter()
+            .map(|name| name.as_str().to_owned())
+            .collect();
     }
     pushed
 }
@@ -89,7 +97,9 @@ impl Scan {
             Direction::Backward => engine::Direction::Backward,
         };
         if read.until_sequence != 0 && read.direction == Direction::Backward {
-            return Err(ApiError::invalid_argument("until_sequence needs a forward read"));
+            return Err(ApiError::invalid_argument(
+                "until_sequence needs a forward read",
+            ));
         }
         let mut filter = read.filter;
         let place = match (read.scope, read.start) {
@@ -124,8 +134,16 @@ impl Scan {
             direction,
             pushed: pushed(&filter),
             filter,
-            remaining: if read.max_events == 0 { u64::MAX } else { read.max_events },
-            until: if read.until_sequence == 0 { u64::MAX } else { read.until_sequence },
+            remaining: if read.max_events == 0 {
+                u64::MAX
+            } else {
+                read.max_events
+            },
+            until: if read.until_sequence == 0 {
+                u64::MAX
+            } else {
+                read.until_sequence
+            },
             position: 0,
             next_revision: None,
             done: false,
@@ -194,11 +212,19 @@ impl Scan {
     pub(crate) fn page(&mut self, engine: &Engine, bytes_max: usize) -> Result<ScanPage, ApiError> {
         if self.done {
             let committed = engine.committed(self.partition);
-            let position = Position { position: self.position, head_sequence: committed };
-            return Ok(ScanPage { batches: Vec::new(), position, at_end: true });
+            let position = Position {
+                position: self.position,
+                head_sequence: committed,
+            };
+            return Ok(ScanPage {
+                batches: Vec::new(),
+                position,
+                at_end: true,
+            });
         }
-        let events_max =
-            usize::try_from(self.remaining).unwrap_or(usize::MAX).min(PAGE_EVENTS_MAX);
+        let events_max = usize::try_from(self.remaining)
+            .unwrap_or(usize::MAX)
+            .min(PAGE_EVENTS_MAX);
         match self.place.clone() {
             Place::Partition(from) => self.partition_page(engine, from, events_max, bytes_max),
             Place::Stream(name, from) => {
@@ -255,7 +281,9 @@ impl Scan {
             events_max,
             bytes_max,
         };
-        let page = engine.read_stream(&request).map_err(|error| read_error(&error))?;
+        let page = engine
+            .read_stream(&request)
+            .map_err(|error| read_error(&error))?;
         self.partition = page.partition;
         self.position = match (page.batches.last(), self.direction) {
             (Some(last), engine::Direction::Forward) => last.last_sequence(),
@@ -273,11 +301,7 @@ impl Scan {
     }
 
     /// Filters, counts, and closes the page.
-    fn finish(
-        &mut self,
-        batches: Vec<StoredBatch>,
-        committed: u64,
-    ) -> Result<ScanPage, ApiError> {
+    fn finish(&mut self, batches: Vec<StoredBatch>, committed: u64) -> Result<ScanPage, ApiError> {
         let mut kept = Vec::with_capacity(batches.len());
         let forward = self.direction == engine::Direction::Forward;
         for batch in batches {
@@ -304,14 +328,25 @@ impl Scan {
         if self.remaining == 0 {
             self.done = true;
             if let Some(last) = kept.last() {
-                self.position = if forward { last.last_sequence() } else { last.first_sequence };
+                self.position = if forward {
+                    last.last_sequence()
+                } else {
+                    last.first_sequence
+                };
             }
         }
         if forward {
             self.position = self.position.min(self.until);
         }
-        let position = Position { position: self.position, head_sequence: committed };
-        Ok(ScanPage { batches: kept, position, at_end: self.done })
+        let position = Position {
+            position: self.position,
+            head_sequence: committed,
+        };
+        Ok(ScanPage {
+            batches: kept,
+            position,
+            at_end: self.done,
+        })
     }
 
     /// The runs of a batch's events that pass the filter, in the order of reading.
@@ -401,7 +436,10 @@ impl Subscription {
         // Before the start is looked up, so that no commit is missed in between.
         let commits = shared.commits(partition);
         let engine = shared.engine.clone();
-        let start = shared.readers.run(move || start_of(&engine, partition, from)).await??;
+        let start = shared
+            .readers
+            .run(move || start_of(&engine, partition, from))
+            .await??;
         let mut scan = Scan::new(Read {
             scope: ReadScope::Partition,
             partition,
@@ -436,7 +474,10 @@ impl Subscription {
 
     fn place(&self) -> Position {
         let head_sequence = self.shared.engine.committed(self.partition);
-        Position { position: self.position, head_sequence }
+        Position {
+            position: self.position,
+            head_sequence,
+        }
     }
 
     /// The next item. May be dropped while it waits without losing anything.
@@ -451,8 +492,10 @@ impl Subscription {
         }
         loop {
             if *self.stopping.borrow() {
-                return Err(ApiError::new(ErrorCode::Unavailable, "the server is shutting down")
-                    .with_outcome(Outcome::DidNotHappen));
+                return Err(
+                    ApiError::new(ErrorCode::Unavailable, "the server is shutting down")
+                        .with_outcome(Outcome::DidNotHappen),
+                );
             }
             let committed = *self.commits.borrow_and_update();
             if self.position < committed {
@@ -515,7 +558,9 @@ fn start_of(engine: &Engine, partition: u32, from: SubscribeFrom) -> Result<u64,
         }
         SubscribeFrom::Head => Ok(engine.committed(partition) + 1),
         SubscribeFrom::Cursor(name) => {
-            let cursor = engine.cursor(partition, &name).map_err(|error| read_error(&error))?;
+            let cursor = engine
+                .cursor(partition, &name)
+                .map_err(|error| read_error(&error))?;
             let cursor = cursor.ok_or_else(|| {
                 let message = format!("partition {partition} has no cursor {name}");
                 ApiError::new(ErrorCode::NotFound, message).with_partition(partition)

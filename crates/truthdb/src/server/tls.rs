@@ -65,8 +65,8 @@ pub(crate) fn set_up(tls: &Tls, data: &Path) -> Result<Option<ServerTls>, TlsErr
         return Err(unusable(&certificate, "it holds no certificate".into()));
     };
     let fingerprint = fingerprint(first);
-    let secret = PrivateKeyDer::from_pem_file(&key)
-        .map_err(|error| unusable(&key, error.to_string()))?;
+    let secret =
+        PrivateKeyDer::from_pem_file(&key).map_err(|error| unusable(&key, error.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -76,7 +76,10 @@ pub(crate) fn set_up(tls: &Tls, data: &Path) -> Result<Option<ServerTls>, TlsErr
         .map_err(|error| unusable(&key, error.to_string()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec(), b"truthdb".to_vec()];
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    Ok(Some(ServerTls { acceptor, fingerprint }))
+    Ok(Some(ServerTls {
+        acceptor,
+        fingerprint,
+    }))
 }
 
 /// SHA-256 of a certificate's DER, hex with colons.
@@ -85,7 +88,12 @@ fn fingerprint(certificate: &CertificateDer<'_>) -> String {
     let provider = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
     let suite = provider.tls13().expect("this is a suite of TLS 1.3");
     let digest = suite.common.hash_provider.hash(certificate);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 /// The certificate of one's own; made if it is not there.
@@ -104,7 +112,10 @@ fn own_certificate(tls: &Tls, directory: &Path) -> Result<(PathBuf, PathBuf), Tl
         (true, false) => {
             let reason = "its key.pem is missing; restore it, or remove the certificate to have \
                           a new one made, which clients must pin again";
-            return Err(TlsError::Unusable { path: certificate, reason: reason.into() });
+            return Err(TlsError::Unusable {
+                path: certificate,
+                reason: reason.into(),
+            });
         }
         // A key alone is what a crash between the two writes leaves; both are made again.
         (false, _) => {}
@@ -115,7 +126,9 @@ fn own_certificate(tls: &Tls, directory: &Path) -> Result<(PathBuf, PathBuf), Tl
     };
     let secret = rcgen::KeyPair::generate().map_err(unusable)?;
     let mut params = rcgen::CertificateParams::new(tls.names.clone()).map_err(unusable)?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, "truthdb");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "truthdb");
     // Clients pin the certificate; an end of its life would only be an outage.
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(2120, 1, 1);
@@ -134,7 +147,11 @@ fn own_certificate(tls: &Tls, directory: &Path) -> Result<(PathBuf, PathBuf), Tl
 fn store(path: &Path, text: &str) -> Result<(), TlsError> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    let io = |source| TlsError::Io { what: "write", path: path.to_owned(), source };
+    let io = |source| TlsError::Io {
+        what: "write",
+        path: path.to_owned(),
+        source,
+    };
     let temporary = path.with_extension("new");
     let mut file = std::fs::OpenOptions::new()
         .write(true)
@@ -143,6 +160,8 @@ fn store(path: &Path, text: &str) -> Result<(), TlsError> {
         .mode(0o600)
         .open(&temporary)
         .map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+    file.write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .map_err(io)?;
     rustix::fs::rename(&temporary, path).map_err(|error| io(error.into()))
 }

@@ -134,7 +134,9 @@ pub(crate) struct TokenDirectory {
 impl TokenDirectory {
     /// The tokens of this data directory.
     pub(crate) fn new(data: &Path) -> TokenDirectory {
-        TokenDirectory { path: data.join(FILE) }
+        TokenDirectory {
+            path: data.join(FILE),
+        }
     }
 
     /// All entries; none if there is no file.
@@ -143,7 +145,11 @@ impl TokenDirectory {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => {
-                return Err(TokenError::Io { what: "read", path: self.path.clone(), source });
+                return Err(TokenError::Io {
+                    what: "read",
+                    path: self.path.clone(),
+                    source,
+                });
             }
         };
         let file: TokenFile = toml::from_str(&text).map_err(|error| self.damaged(&error))?;
@@ -155,7 +161,10 @@ impl TokenDirectory {
     }
 
     fn damaged(&self, reason: &dyn std::fmt::Display) -> TokenError {
-        TokenError::Damaged { path: self.path.clone(), reason: reason.to_string() }
+        TokenError::Damaged {
+            path: self.path.clone(),
+            reason: reason.to_string(),
+        }
     }
 
     /// Makes a token and returns it: it is not stored and cannot be shown again.
@@ -168,16 +177,24 @@ impl TokenDirectory {
         let _lock = self.lock()?;
         let mut tokens = self.list()?;
         if name.is_empty() || name.len() > 100 || name.chars().any(char::is_control) {
-            return Err(TokenError::Refused("a token's name has 1 to 100 characters".into()));
+            return Err(TokenError::Refused(
+                "a token's name has 1 to 100 characters".into(),
+            ));
         }
         if tokens.iter().any(|entry| entry.name == name) {
-            return Err(TokenError::Refused(format!("there is a token named {name} already")));
+            return Err(TokenError::Refused(format!(
+                "there is a token named {name} already"
+            )));
         }
         if permissions.is_empty() {
-            return Err(TokenError::Refused("a token needs at least one permission".into()));
+            return Err(TokenError::Refused(
+                "a token needs at least one permission".into(),
+            ));
         }
         if tokens.len() >= TOKENS_MAX {
-            return Err(TokenError::Refused(format!("there are {TOKENS_MAX} tokens already")));
+            return Err(TokenError::Refused(format!(
+                "there are {TOKENS_MAX} tokens already"
+            )));
         }
         let id = random_hex::<{ ID_DIGITS / 2 }>()?;
         let token = format!("{TOKEN_PREFIX}{id}_{}", random_hex::<32>()?);
@@ -186,7 +203,13 @@ impl TokenDirectory {
             .map_err(|error| TokenError::Refused(format!("cannot hash the token: {error}")))?
             .to_string();
         let permissions = permissions.to_vec();
-        tokens.push(TokenEntry { id, name: name.to_owned(), permissions, created, hash });
+        tokens.push(TokenEntry {
+            id,
+            name: name.to_owned(),
+            permissions,
+            created,
+            hash,
+        });
         self.store(TokenFile { tokens })?;
         Ok(token)
     }
@@ -198,14 +221,20 @@ impl TokenDirectory {
         let before = tokens.len();
         tokens.retain(|entry| entry.name != name && entry.id != name);
         if tokens.len() == before {
-            return Err(TokenError::Refused(format!("there is no token named {name}")));
+            return Err(TokenError::Refused(format!(
+                "there is no token named {name}"
+            )));
         }
         self.store(TokenFile { tokens })
     }
 
     /// Keeps two `truthdb token` at the same time from losing each other's change.
     fn lock(&self) -> Result<std::fs::File, TokenError> {
-        let io = |source| TokenError::Io { what: "lock", path: self.path.clone(), source };
+        let io = |source| TokenError::Io {
+            what: "lock",
+            path: self.path.clone(),
+            source,
+        };
         let directory = self.path.parent().expect("the path has a directory");
         std::fs::create_dir_all(directory).map_err(io)?;
         let file = std::fs::File::create(directory.join("tokens.lock")).map_err(io)?;
@@ -216,7 +245,11 @@ impl TokenDirectory {
     fn store(&self, file: TokenFile) -> Result<(), TokenError> {
         use std::io::Write as _;
         use std::os::unix::fs::OpenOptionsExt as _;
-        let io = |source| TokenError::Io { what: "write", path: self.path.clone(), source };
+        let io = |source| TokenError::Io {
+            what: "write",
+            path: self.path.clone(),
+            source,
+        };
         let text = toml::to_string(&file).map_err(|error| self.damaged(&error))?;
         let temporary = self.path.with_extension("toml.new");
         let mut out = std::fs::OpenOptions::new()
@@ -226,10 +259,14 @@ impl TokenDirectory {
             .mode(0o600)
             .open(&temporary)
             .map_err(io)?;
-        out.write_all(text.as_bytes()).and_then(|()| out.sync_all()).map_err(io)?;
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.sync_all())
+            .map_err(io)?;
         rustix::fs::rename(&temporary, &self.path).map_err(|error| io(error.into()))?;
         let directory = self.path.parent().expect("the path has a directory");
-        std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(io)
+        std::fs::File::open(directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(io)
     }
 }
 
@@ -321,8 +358,16 @@ impl TokenStore {
         // Said once for each version of the file, also when it is damaged.
         state.stamp = stamp;
         let entries = self.directory.list()?;
-        state.entries = entries.into_iter().map(|entry| (entry.id.clone(), entry)).collect();
-        let State { entries, verified, failures, .. } = &mut *state;
+        state.entries = entries
+            .into_iter()
+            .map(|entry| (entry.id.clone(), entry))
+            .collect();
+        let State {
+            entries,
+            verified,
+            failures,
+            ..
+        } = &mut *state;
         verified.retain(|_, principal| {
             entries.get(&principal.entry.id).is_some_and(|entry| {
                 entry.hash == principal.entry.hash
@@ -352,7 +397,10 @@ impl TokenStore {
                 return Ok(Arc::clone(principal));
             }
             let id = token_id(text).ok_or_else(|| unauthenticated("unknown token"))?;
-            let entry = state.entries.get(id).ok_or_else(|| unauthenticated("unknown token"))?;
+            let entry = state
+                .entries
+                .get(id)
+                .ok_or_else(|| unauthenticated("unknown token"))?;
             self.check_failures(&state, id)?;
             entry.clone()
         };
@@ -377,7 +425,10 @@ impl TokenStore {
             return Ok(());
         }
         let wait_ms = (FAILURE_WINDOW_NS - age_ns) / 1_000_000 + 1;
-        Err(ApiError::overloaded("too many wrong secrets for this token", wait_ms))
+        Err(ApiError::overloaded(
+            "too many wrong secrets for this token",
+            wait_ms,
+        ))
     }
 
     fn conclude(
@@ -387,7 +438,8 @@ impl TokenStore {
         right: bool,
     ) -> Result<Arc<Principal>, ApiError> {
         let mut state = self.state.lock();
-        if !state.entries.get(&entry.id).is_some_and(|now| now.hash == entry.hash) {
+        let now = state.entries.get(&entry.id);
+        if now.is_none_or(|now| now.hash != entry.hash) {
             return Err(unauthenticated("the token was revoked"));
         }
         if right {
@@ -397,7 +449,10 @@ impl TokenStore {
             return Ok(principal);
         }
         let now_ns = self.clock.monotonic_ns();
-        let fresh = Failures { since_ns: now_ns, count: 0 };
+        let fresh = Failures {
+            since_ns: now_ns,
+            count: 0,
+        };
         let failures = state.failures.entry(entry.id).or_insert(fresh);
         if now_ns.saturating_sub(failures.since_ns) >= FAILURE_WINDOW_NS {
             *failures = fresh;
@@ -437,7 +492,9 @@ mod tests {
     }
 
     fn create(directory: &TokenDirectory, name: &str) -> String {
-        directory.create(name, &[Permission::Read], "2026-01-01T00:00:00Z".into()).unwrap()
+        directory
+            .create(name, &[Permission::Read], "2026-01-01T00:00:00Z".into())
+            .unwrap()
     }
 
     #[tokio::test]
@@ -452,7 +509,10 @@ mod tests {
             assert!(principal.may(Permission::Read) && !principal.may(Permission::Append));
         }
         let mut wrong = token.clone();
-        wrong.replace_range(token.len() - 1.., if token.ends_with('0') { "1" } else { "0" });
+        wrong.replace_range(
+            token.len() - 1..,
+            if token.ends_with('0') { "1" } else { "0" },
+        );
         for _ in 0..FAILURES_MAX {
             let error = store.verify(Some(wrong.as_bytes())).await.unwrap_err();
             assert_eq!(error.code, ErrorCode::Unauthenticated);
@@ -477,9 +537,16 @@ mod tests {
         let token = create(&directory, "a");
         let text = std::fs::read_to_string(&directory.path).unwrap();
         assert!(text.contains("$argon2id$") && !text.contains(&token));
-        let mode = std::fs::metadata(&directory.path).unwrap().permissions().mode();
+        let mode = std::fs::metadata(&directory.path)
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(directory.create("a", &[Permission::Read], String::new()).is_err());
+        assert!(
+            directory
+                .create("a", &[Permission::Read], String::new())
+                .is_err()
+        );
         assert!(directory.revoke("b").is_err());
     }
 }

@@ -3,7 +3,11 @@
 //! The server's messages are part of its interface: a WARN or ERROR that a test did not announce
 //! fails it.
 
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of what is shared")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of what is shared"
+)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -111,7 +115,9 @@ impl Server {
             let Ok(line) = self.logs.recv_timeout(PATIENCE) else {
                 panic!("the server never said {part:?}; it said:\n{}", self.said());
             };
-            let found = line["message"].as_str().is_some_and(|text| text.contains(part));
+            let found = line["message"]
+                .as_str()
+                .is_some_and(|text| text.contains(part));
             self.seen.push(line.clone());
             if found {
                 return line;
@@ -121,8 +127,11 @@ impl Server {
 
     /// A message that was seen, or comes.
     pub fn find_log(&mut self, part: &str) -> Value {
-        let contains =
-            |line: &&Value| line["message"].as_str().is_some_and(|text| text.contains(part));
+        let contains = |line: &&Value| {
+            line["message"]
+                .as_str()
+                .is_some_and(|text| text.contains(part))
+        };
         match self.seen.iter().find(contains) {
             Some(line) => line.clone(),
             None => self.wait_log(part),
@@ -163,7 +172,8 @@ impl Server {
     pub fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         let mut stream = TcpStream::connect(self.http).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
         for (name, value) in headers {
             request.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -192,8 +202,16 @@ impl Server {
     /// Resident memory of the server, bytes.
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            * 1024
     }
 }
 
@@ -219,8 +237,16 @@ impl Answer {
     pub fn parse(bytes: &[u8]) -> Answer {
         let text = String::from_utf8_lossy(bytes);
         let (headers, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = headers.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
-        Answer { status, headers: headers.to_lowercase(), body: body.to_owned() }
+        let status = headers
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .unwrap_or(0);
+        Answer {
+            status,
+            headers: headers.to_lowercase(),
+            body: body.to_owned(),
+        }
     }
 
     /// The body as JSON.
@@ -232,7 +258,12 @@ impl Answer {
     /// Asserts the status and the error code; returns the error.
     pub fn error(&self, status: u16, code: &str) -> Value {
         let json = self.json();
-        assert_eq!((self.status, json["code"].as_str()), (status, Some(code)), "{}", self.body);
+        assert_eq!(
+            (self.status, json["code"].as_str()),
+            (status, Some(code)),
+            "{}",
+            self.body
+        );
         json
     }
 }
@@ -256,5 +287,8 @@ pub fn next_sse(reader: &mut impl std::io::BufRead) -> Vec<(String, String)> {
 
 /// The value of a field.
 pub fn field<'a>(fields: &'a [(String, String)], name: &str) -> &'a str {
-    fields.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value)
+    fields
+        .iter()
+        .find(|(key, _)| key == name)
+        .map_or("", |(_, value)| value)
 }

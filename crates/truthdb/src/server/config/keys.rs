@@ -27,24 +27,40 @@ pub(super) struct Key {
 
 /// Every section with what it is about, in the order of the reference.
 pub(super) const SECTIONS: &[(&str, &str)] = &[
-    ("data", "Where the database lives and how its disk is driven."),
+    (
+        "data",
+        "Where the database lives and how its disk is driven.",
+    ),
     ("node", "What this node does."),
     ("listen", "Addresses."),
     ("tls", "Encryption of connections, of both ports."),
     ("auth", "Who may do what."),
     ("durability", "What the acknowledgement of an append means."),
-    ("engine", "Memory, queues and groups of the engine. The defaults suit most machines."),
-    ("retention", "When old segments may be removed. Nothing is removed unless a key is set here."),
-    ("limits", "Bounds of the network side, which keep memory bounded whatever clients do."),
+    (
+        "engine",
+        "Memory, queues and groups of the engine. The defaults suit most machines.",
+    ),
+    (
+        "retention",
+        "When old segments may be removed. Nothing is removed unless a key is set here.",
+    ),
+    (
+        "limits",
+        "Bounds of the network side, which keep memory bounded whatever clients do.",
+    ),
     ("log", "The server's own messages (not the database's log)."),
 ];
 
 fn text(value: &Value) -> Result<&str, String> {
-    value.as_str().ok_or_else(|| format!("expected a string, found {}", found(value)))
+    value
+        .as_str()
+        .ok_or_else(|| format!("expected a string, found {}", found(value)))
 }
 
 fn boolean(value: &Value) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| format!("expected true or false, found {}", found(value)))
+    value
+        .as_bool()
+        .ok_or_else(|| format!("expected true or false, found {}", found(value)))
 }
 
 fn found(value: &Value) -> String {
@@ -52,9 +68,13 @@ fn found(value: &Value) -> String {
 }
 
 fn strings(value: &Value) -> Result<Vec<String>, String> {
-    let array =
-        value.as_array().ok_or_else(|| format!("expected an array, found {}", found(value)))?;
-    array.iter().map(|item| text(item).map(str::to_owned)).collect()
+    let array = value
+        .as_array()
+        .ok_or_else(|| format!("expected an array, found {}", found(value)))?;
+    array
+        .iter()
+        .map(|item| text(item).map(str::to_owned))
+        .collect()
 }
 
 fn number(value: &Value, min: u64, max: u64) -> Result<u64, String> {
@@ -69,7 +89,9 @@ fn in_range(number: u64, min: u64, max: u64) -> Result<u64, String> {
     if (min..=max).contains(&number) {
         Ok(number)
     } else {
-        Err(format!("{number} is out of range: {min} to {max} are accepted"))
+        Err(format!(
+            "{number} is out of range: {min} to {max} are accepted"
+        ))
     }
 }
 
@@ -83,9 +105,20 @@ fn bytes(value: &Value, min: u64, max: u64) -> Result<u64, String> {
     let Some(text) = value.as_str() else {
         return number(value, min, max);
     };
-    let wrong = || format!("expected bytes such as 65536 or \"64 MiB\", found {}", found(value));
-    let (unit, shift) = *UNITS.iter().find(|(unit, _)| text.ends_with(unit)).ok_or_else(wrong)?;
-    let number: u64 = text[..text.len() - unit.len()].trim().parse().map_err(|_| wrong())?;
+    let wrong = || {
+        format!(
+            "expected bytes such as 65536 or \"64 MiB\", found {}",
+            found(value)
+        )
+    };
+    let (unit, shift) = *UNITS
+        .iter()
+        .find(|(unit, _)| text.ends_with(unit))
+        .ok_or_else(wrong)?;
+    let number: u64 = text[..text.len() - unit.len()]
+        .trim()
+        .parse()
+        .map_err(|_| wrong())?;
     let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
     in_range(bytes, min, max)
 }
@@ -108,15 +141,24 @@ fn address(value: &Value) -> Result<SocketAddr, String> {
     let mut addresses = text
         .to_socket_addrs()
         .map_err(|error| format!("{text:?} is not an address such as 127.0.0.1:7433: {error}"))?;
-    addresses.next().ok_or_else(|| format!("{text:?} resolves to no address"))
+    addresses
+        .next()
+        .ok_or_else(|| format!("{text:?} resolves to no address"))
 }
 
 fn one_of<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Result<T, String> {
     let text = text(value)?;
-    choices.iter().find(|(name, _)| *name == text).map(|(_, choice)| *choice).ok_or_else(|| {
-        let names: Vec<String> = choices.iter().map(|(name, _)| format!("{name:?}")).collect();
-        format!("{text:?} is not one of {}", names.join(", "))
-    })
+    choices
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| {
+            let names: Vec<String> = choices
+                .iter()
+                .map(|(name, _)| format!("{name:?}"))
+                .collect();
+            format!("{text:?} is not one of {}", names.join(", "))
+        })
 }
 
 fn roles(value: &Value) -> Result<Vec<Role>, String> {
@@ -127,9 +169,11 @@ fn roles(value: &Value) -> Result<Vec<Role>, String> {
             "query" => Role::Query,
             "replay" => Role::Replay,
             "compute" => {
-                return Err("the role \"compute\" runs modules, and this version of TruthDB has \
+                return Err(
+                    "the role \"compute\" runs modules, and this version of TruthDB has \
                             no modules yet; remove it"
-                    .into());
+                        .into(),
+                );
             }
             other => {
                 return Err(format!(

@@ -150,9 +150,16 @@ impl Config {
     pub(crate) fn defaults() -> Config {
         let unset = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut config = Config {
-            data: Data { directory: PathBuf::new(), io_backend: IoBackend::Auto },
+            data: Data {
+                directory: PathBuf::new(),
+                io_backend: IoBackend::Auto,
+            },
             roles: Vec::new(),
-            listen: Listen { http: unset, native: unset, allow_insecure_off_loopback: false },
+            listen: Listen {
+                http: unset,
+                native: unset,
+                allow_insecure_off_loopback: false,
+            },
             tls: Tls {
                 mode: TlsMode::Off,
                 certificate_file: PathBuf::new(),
@@ -176,7 +183,10 @@ impl Config {
                 reads_waiting_max: 0,
                 shutdown_timeout: Duration::ZERO,
             },
-            log: Log { level: String::new(), format: LogFormat::Auto },
+            log: Log {
+                level: String::new(),
+                format: LogFormat::Auto,
+            },
             engine: EngineConfig::default(),
             flush_interval: Duration::ZERO,
         };
@@ -184,7 +194,9 @@ impl Config {
             let value = parse::value(key.default).expect("defaults are TOML, which a test checks");
             (key.set)(&mut config, &value).expect("defaults are accepted, which a test checks");
         }
-        config.finish().expect("the defaults fit together, which a test checks");
+        config
+            .finish()
+            .expect("the defaults fit together, which a test checks");
         config
     }
 

@@ -45,8 +45,9 @@ pub(crate) struct Loaded {
 /// Parses one TOML value.
 pub(super) fn value(text: &str) -> Result<Value, String> {
     let line = format!("value = {text}");
-    let mut table: toml::Table =
-        line.parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    let mut table: toml::Table = line
+        .parse()
+        .map_err(|error: toml::de::Error| error.message().to_owned())?;
     match table.remove("value") {
         Some(value) if table.is_empty() => Ok(value),
         _ => Err("not one value".into()),
@@ -62,26 +63,43 @@ pub(crate) fn load(
     path: Option<&Path>,
     environment: impl Iterator<Item = (String, String)>,
 ) -> Result<Loaded, ConfigError> {
-    let mut loaded = Loaded { config: Config::defaults(), warnings: Vec::new() };
+    let mut loaded = Loaded {
+        config: Config::defaults(),
+        warnings: Vec::new(),
+    };
     let mut source = "the defaults and the environment".to_owned();
     if let Some(path) = path {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         source = path.display().to_string();
         apply_file(&mut loaded, &source, &text)?;
     }
     apply_environment(&mut loaded, environment)?;
-    loaded.config.finish().map_err(|reason| ConfigError::Wrong { place: source, reason })?;
+    loaded
+        .config
+        .finish()
+        .map_err(|reason| ConfigError::Wrong {
+            place: source,
+            reason,
+        })?;
     Ok(loaded)
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.as_bytes()[..offset.min(text.len())].iter().filter(|byte| **byte == b'\n').count()
+    1 + text.as_bytes()[..offset.min(text.len())]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
 }
 
 fn apply_file(loaded: &mut Loaded, file: &str, text: &str) -> Result<(), ConfigError> {
     let place = |offset: usize| format!("{file}:{}", line_of(text, offset));
-    let wrong = |offset, reason| ConfigError::Wrong { place: place(offset), reason };
+    let wrong = |offset, reason| ConfigError::Wrong {
+        place: place(offset),
+        reason,
+    };
     let syntax = |error: toml::de::Error| {
         let offset = error.span().map_or(0, |span| span.start);
         wrong(offset, error.message().to_owned())
@@ -102,13 +120,18 @@ fn apply_file(loaded: &mut Loaded, file: &str, text: &str) -> Result<(), ConfigE
                 .map_or_else(String::new, |key| {
                     format!("; did you mean {} in section [{}]?", key.name, key.section)
                 });
-            let warning = format!("{}: unknown key {section} outside any section{hint}", place(at));
+            let warning = format!(
+                "{}: unknown key {section} outside any section{hint}",
+                place(at)
+            );
             loaded.warnings.push(warning);
             continue;
         };
         if !SECTIONS.iter().any(|(name, _)| *name == section) {
             let hint = did_you_mean(section, SECTIONS.iter().map(|(name, _)| *name));
-            loaded.warnings.push(format!("{}: unknown section [{section}]{hint}", place(at)));
+            loaded
+                .warnings
+                .push(format!("{}: unknown section [{section}]{hint}", place(at)));
             continue;
         }
         let mut keys: Vec<_> = keys.iter().collect();
@@ -171,11 +194,14 @@ fn apply_environment(
 }
 
 fn find(section: &str, name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.section == section && key.name == name)
+    KEYS.iter()
+        .find(|key| key.section == section && key.name == name)
 }
 
 fn names(section: &str) -> impl Iterator<Item = &'static str> {
-    KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
+    KEYS.iter()
+        .filter(move |key| key.section == section)
+        .map(|key| key.name)
 }
 
 fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
@@ -211,7 +237,10 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Loaded, String> {
-        let mut loaded = Loaded { config: Config::defaults(), warnings: Vec::new() };
+        let mut loaded = Loaded {
+            config: Config::defaults(),
+            warnings: Vec::new(),
+        };
         apply_file(&mut loaded, "file.toml", text).map_err(|error| error.to_string())?;
         loaded.config.finish()?;
         Ok(loaded)
@@ -227,9 +256,14 @@ mod tests {
     #[test]
     fn every_key_belongs_to_a_section_and_none_is_listed_twice() {
         for (index, key) in KEYS.iter().enumerate() {
-            assert!(SECTIONS.iter().any(|(name, _)| *name == key.section), "{}", key.section);
-            let twice =
-                KEYS[..index].iter().any(|k| k.section == key.section && k.name == key.name);
+            assert!(
+                SECTIONS.iter().any(|(name, _)| *name == key.section),
+                "{}",
+                key.section
+            );
+            let twice = KEYS[..index]
+                .iter()
+                .any(|k| k.section == key.section && k.name == key.name);
             assert!(!twice, "{}.{}", key.section, key.name);
         }
     }
@@ -268,11 +302,23 @@ mod tests {
     #[test]
     fn bad_values_fail_with_line_and_reason() {
         for (text, expected) in [
-            ("[limits]\n\nconnections_max = 0\n", "file.toml:3: limits.connections_max: 0 is out"),
-            ("[node]\nroles = [\"compute\"]\n", "file.toml:2: node.roles: the role \"compute\""),
-            ("[log]\nlevel = 3\n", "file.toml:2: log.level: expected a string, found the integer"),
+            (
+                "[limits]\n\nconnections_max = 0\n",
+                "file.toml:3: limits.connections_max: 0 is out",
+            ),
+            (
+                "[node]\nroles = [\"compute\"]\n",
+                "file.toml:2: node.roles: the role \"compute\"",
+            ),
+            (
+                "[log]\nlevel = 3\n",
+                "file.toml:2: log.level: expected a string, found the integer",
+            ),
             ("[log\n", "file.toml:1: "),
-            ("[engine]\ngroup_bytes_max = \"1 KiB\"", "file.toml:2: engine.group_bytes_max: 1024"),
+            (
+                "[engine]\ngroup_bytes_max = \"1 KiB\"",
+                "file.toml:2: engine.group_bytes_max: 1024",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.starts_with(expected), "{error}");
@@ -282,7 +328,11 @@ mod tests {
     #[test]
     fn a_network_address_without_tls_and_tokens_is_refused_unless_said_in_so_many_words() {
         let open = "[listen]\nhttp = \"0.0.0.0:7433\"\n";
-        assert!(parse(open).unwrap_err().contains("neither TLS nor tokens are on"));
+        assert!(
+            parse(open)
+                .unwrap_err()
+                .contains("neither TLS nor tokens are on")
+        );
         let said = format!("{open}allow_insecure_off_loopback = true\n");
         assert!(parse(&said).is_ok());
         let tls = format!("{open}[tls]\nmode = \"self-signed\"\n");
@@ -292,17 +342,25 @@ mod tests {
 
     #[test]
     fn the_environment_overrides_and_is_checked() {
-        let with = |name: &str, value: &str| {
-            load(None, [(name.to_owned(), value.to_owned())].into_iter())
-        };
+        let with =
+            |name: &str, value: &str| load(None, [(name.to_owned(), value.to_owned())].into_iter());
         let loaded = with("TRUTHDB_LISTEN__HTTP", "127.0.0.1:1").unwrap();
         assert_eq!(loaded.config.listen.http.port(), 1);
         let loaded = with("TRUTHDB_AUTH__ENABLED", "true").unwrap();
         assert!(loaded.config.auth_enabled);
-        let error = with("TRUTHDB_AUTH__ENABLED", "maybe").unwrap_err().to_string();
-        assert!(error.starts_with("environment variable TRUTHDB_AUTH__ENABLED"), "{error}");
+        let error = with("TRUTHDB_AUTH__ENABLED", "maybe")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("environment variable TRUTHDB_AUTH__ENABLED"),
+            "{error}"
+        );
         let loaded = with("TRUTHDB_AUTH__ENABLE", "true").unwrap();
-        assert!(loaded.warnings[0].ends_with("did you mean enabled?"), "{:?}", loaded.warnings);
+        assert!(
+            loaded.warnings[0].ends_with("did you mean enabled?"),
+            "{:?}",
+            loaded.warnings
+        );
         assert!(with("TRUTHDB_SERVER", "x").unwrap().warnings.is_empty());
     }
 }

@@ -79,7 +79,11 @@ mod tests {
             std::fs::write(path, reference_page()).unwrap();
         }
         let page = std::fs::read_to_string(path).unwrap();
-        assert_eq!(page, reference_page(), "run the tests once with TRUTHDB_BLESS=1");
+        assert_eq!(
+            page,
+            reference_page(),
+            "run the tests once with TRUTHDB_BLESS=1"
+        );
     }
 
     #[test]

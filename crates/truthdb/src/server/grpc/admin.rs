@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status};
@@ -74,7 +75,9 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        within(&request, status(&self.shared)).await.map(Response::new)
+        within(&request, status(&self.shared))
+            .await
+            .map(Response::new)
     }
 
     async fn verify(
@@ -85,9 +88,9 @@ impl v1::admin_server::Admin for AdminService {
         if let Some(partition) = request.partition {
             self.shared.check_partition(partition)?;
         }
-        let slot = Arc::clone(&self.shared.verify_slot).try_acquire_owned().map_err(|_| {
-            ApiError::overloaded("another verification is running", BUSY_RETRY_MS)
-        })?;
+        let slot = Arc::clone(&self.shared.verify_slot)
+            .try_acquire_owned()
+            .map_err(|_| ApiError::overloaded("another verification is running", BUSY_RETRY_MS))?;
         let shared = Arc::clone(&self.shared);
         Ok(Response::new(answers(&self.shared, |sender| async move {
             let runtime = tokio::runtime::Handle::current();
@@ -124,7 +127,9 @@ impl v1::admin_server::Admin for AdminService {
                 Some(v1::trim_request::Request::ExecutePlanToken(token)) => {
                     trim_execute(&self.shared, None, &token).await
                 }
-                None => Err(ApiError::invalid_argument("`plan` or `execute_plan_token` is needed")),
+                None => Err(ApiError::invalid_argument(
+                    "`plan` or `execute_plan_token` is needed",
+                )),
             }
         };
         within(&request, call).await.map(Response::new)
@@ -164,33 +169,56 @@ pub(in crate::server) async fn status(
     shared: &Arc<Shared>,
 ) -> Result<v1::StatusResponse, ApiError> {
     let engine = shared.engine.clone();
-    let status = shared.readers.run(move || engine.status()).await?;
-    let uptime_ns = shared.clock.monotonic_ns().saturating_sub(shared.started_ns);
+    let reader = Arc::clone(shared);
+    let (status, partitions) = shared
+        .readers
+        .run(move || {
+            let status = engine.status();
+            let partitions = status.partitions.iter();
+            let partitions: Vec<_> = partitions
+                .map(|one| partition_status(&reader, one))
+                .collect();
+            (status, partitions)
+        })
+        .await?;
+    let uptime_ns = shared
+        .clock
+        .monotonic_ns()
+        .saturating_sub(shared.started_ns);
     let open = &shared.metrics;
-    let connections = open.http_connections.load(std::sync::atomic::Ordering::Relaxed)
-        + open.native_connections.load(std::sync::atomic::Ordering::Relaxed);
+    let connections = open.http_connections.load(Ordering::Relaxed)
+        + open.native_connections.load(Ordering::Relaxed);
     Ok(v1::StatusResponse {
         database_id: status.database_id.to_vec().into(),
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
-        roles: shared.config.roles.iter().map(|role| role.name().to_owned()).collect(),
+        roles: shared
+            .config
+            .roles
+            .iter()
+            .map(|role| role.name().to_owned())
+            .collect(),
         data_directory: shared.config.data.directory.display().to_string(),
         uptime_ms: uptime_ns / 1_000_000,
         durability: convert::durability(status.durability).into(),
         io_backend: status.backend.to_owned(),
         disk_free_bytes: status.free_bytes,
         disk_total_bytes: status.total_bytes,
-        partitions: status.partitions.iter().map(partition_status).collect(),
+        partitions,
         connections: u32::try_from(connections).unwrap_or(0),
     })
 }
 
-fn partition_status(partition: &truthdb_engine::PartitionStatus) -> v1::PartitionStatus {
+fn partition_status(
+    shared: &Shared,
+    partition: &truthdb_engine::PartitionStatus,
+) -> v1::PartitionStatus {
     use v1::PartitionState as State;
     let (state, reason) = match &partition.state {
         PartitionState::Open => (State::Serving, String::new()),
-        PartitionState::ReadOnly => {
-            (State::ReadOnly, "this node does not have the role `ingest`".to_owned())
-        }
+        PartitionState::ReadOnly => (
+            State::ReadOnly,
+            "this node does not have the role `ingest`".to_owned(),
+        ),
         PartitionState::DiskFull => (
             State::ReadOnly,
             "there is no space for another segment: free space or trim".to_owned(),
@@ -207,14 +235,40 @@ fn partition_status(partition: &truthdb_engine::PartitionStatus) -> v1::Partitio
         committed_sequence: partition.committed,
         active_segment: partition.active_segment,
         sealed_segments: partition.sealed_segments,
-        closed_segments: partition.segments.saturating_sub(partition.sealed_segments + 1),
+        closed_segments: partition
+            .segments
+            .saturating_sub(partition.sealed_segments + 1),
         segment_bytes: partition.bytes,
         backlog_batches: partition.queue_batches,
         backlog_bytes: partition.queue_bytes,
         last_timestamp_ns: partition.timestamp_ns,
-        event_bytes: partition.counters.event_bytes,
-        ..v1::PartitionStatus::default()
+        event_bytes: partition.sealed_event_bytes,
+        flushed_sequence: match shared.engine.config().durability {
+            truthdb_engine::Durability::FlushEachGroup => partition.committed,
+            _ => 0,
+        },
+        index_bytes: index_bytes(shared, partition.partition),
+        subscriptions: shared
+            .subscriptions
+            .get(usize::try_from(partition.partition).expect("a u32 fits"))
+            .map_or(0, |count| count.load(Ordering::Relaxed)),
+        chain: partition
+            .chain
+            .map_or_else(bytes::Bytes::new, |chain| chain.to_vec().into()),
     }
+}
+
+/// Bytes of a partition's indexes; what cannot be looked at counts nothing, it is derived anyway.
+fn index_bytes(shared: &Shared, partition: u32) -> u64 {
+    let directory = shared
+        .config
+        .data
+        .directory
+        .join(truthdb_log::index_dir(partition));
+    let files = std::fs::read_dir(directory).into_iter().flatten();
+    files
+        .filter_map(|file| Some(file.ok()?.metadata().ok()?.len()))
+        .sum()
 }
 
 /// An inclusion proof as JSON.
@@ -227,11 +281,16 @@ pub(in crate::server) async fn prove(
     let engine = shared.engine.clone();
     let committed = engine.committed(partition);
     if sequence == 0 || sequence > committed {
-        let message = format!("partition {partition} has no event {sequence}; the last one is {committed}");
+        let message =
+            format!("partition {partition} has no event {sequence}; the last one is {committed}");
         return Err(ApiError::new(ErrorCode::NotFound, message).with_partition(partition));
     }
     let read = move || engine.prove(partition, sequence);
-    let proof = shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+    let proof = shared
+        .readers
+        .run(read)
+        .await?
+        .map_err(|error| read_error(&error))?;
     serde_json::to_string(&proof)
         .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))
 }
@@ -261,7 +320,11 @@ pub(in crate::server) async fn trim_plan(
     shared.check_partition(target.partition)?;
     let engine = shared.engine.clone();
     let plan = move || engine.trim_plan(target.partition, to);
-    let plan = shared.readers.run(plan).await?.map_err(|error| read_error(&error))?;
+    let plan = shared
+        .readers
+        .run(plan)
+        .await?
+        .map_err(|error| read_error(&error))?;
     let token = shared.trim_plans.lock().put(plan.clone());
     Ok(trim_response(&plan, false, &token))
 }
@@ -276,11 +339,17 @@ pub(in crate::server) async fn trim_execute(
         ApiError::new(ErrorCode::NotFound, "the plan is unknown or outdated")
             .with_action("Make a new plan, look at it, and execute that.")
     };
-    let plan = shared.trim_plans.lock().take(partition, token).ok_or_else(unknown)?;
+    let plan = shared
+        .trim_plans
+        .lock()
+        .take(partition, token)
+        .ok_or_else(unknown)?;
     let engine = shared.engine.clone();
     let execute = move || {
         let to = TrimTo::Sequence(plan.first_sequence);
-        let now = engine.trim_plan(plan.partition, to).map_err(|error| read_error(&error))?;
+        let now = engine
+            .trim_plan(plan.partition, to)
+            .map_err(|error| read_error(&error))?;
         if now != plan {
             return Err(unknown());
         }
@@ -306,13 +375,20 @@ struct Pace {
 
 impl Pace {
     fn new(bytes_per_second: u64) -> Pace {
-        Pace { bytes_per_second, begun: tokio::time::Instant::now(), bytes: 0 }
+        Pace {
+            bytes_per_second,
+            begun: tokio::time::Instant::now(),
+            bytes: 0,
+        }
     }
 
     /// Waits as long as so many more bytes take.
     fn wait(&mut self, bytes: u64, runtime: &tokio::runtime::Handle) {
         self.bytes += bytes;
-        let Some(due_ms) = self.bytes.saturating_mul(1000).checked_div(self.bytes_per_second)
+        let Some(due_ms) = self
+            .bytes
+            .saturating_mul(1000)
+            .checked_div(self.bytes_per_second)
         else {
             return;
         };
@@ -341,12 +417,15 @@ impl<'a> Backup<'a> {
         sender: &'a Sender<v1::BackupResponse>,
         runtime: &'a tokio::runtime::Handle,
     ) -> Result<Backup<'a>, ApiError> {
-        let session = shared.engine.backup().map_err(|error| backup_error(&error))?;
+        let session = shared
+            .engine
+            .backup()
+            .map_err(|error| backup_error(&error))?;
         let mut have = HashMap::new();
         for known in &request.have {
-            let chain: [u8; 32] = known.chain[..].try_into().map_err(|_| {
-                ApiError::invalid_argument("`chain` of a segment has 32 bytes")
-            })?;
+            let chain: [u8; 32] = known.chain[..]
+                .try_into()
+                .map_err(|_| ApiError::invalid_argument("`chain` of a segment has 32 bytes"))?;
             have.insert((known.partition, known.segment), chain);
         }
         Ok(Backup {
@@ -364,7 +443,9 @@ impl<'a> Backup<'a> {
     }
 
     fn send(&self, message: v1::backup_response::Message) -> Result<(), ApiError> {
-        let message = v1::BackupResponse { message: Some(message) };
+        let message = v1::BackupResponse {
+            message: Some(message),
+        };
         self.sender.send_blocking(self.runtime, message)
     }
 
@@ -389,7 +470,10 @@ impl<'a> Backup<'a> {
         // Last: without a manifest an unfinished backup is no database.
         let manifest = self.session.manifest();
         self.send_bytes("metadata/manifest.bin", &manifest)?;
-        self.send(Message::End(v1::BackupEnd { files: self.files, bytes: self.bytes }))
+        self.send(Message::End(v1::BackupEnd {
+            files: self.files,
+            bytes: self.bytes,
+        }))
     }
 
     fn begin(&self) -> v1::BackupBegin {
@@ -453,7 +537,9 @@ impl<'a> Backup<'a> {
         self.files += 1;
         self.bytes += bytes;
         let blake3 = hasher.finalize().as_bytes().to_vec().into();
-        self.send(v1::backup_response::Message::FileEnd(v1::BackupFileEnd { blake3 }))
+        self.send(v1::backup_response::Message::FileEnd(v1::BackupFileEnd {
+            blake3,
+        }))
     }
 
     /// A small file that may not be there.
@@ -463,8 +549,7 @@ impl<'a> Backup<'a> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(error) => {
                 let message = format!("cannot read {path}: {error}");
-                Err(ApiError::new(ErrorCode::Internal, message)
-                    .with_outcome(Outcome::DidNotHappen))
+                Err(ApiError::new(ErrorCode::Internal, message).with_outcome(Outcome::DidNotHappen))
             }
         }
     }
@@ -472,7 +557,10 @@ impl<'a> Backup<'a> {
     fn send_bytes(&mut self, path: &str, bytes: &[u8]) -> Result<(), ApiError> {
         use v1::backup_response::Message;
         let length = u64::try_from(bytes.len()).expect("a length fits");
-        self.send(Message::File(v1::BackupFile { path: path.to_owned(), bytes: length }))?;
+        self.send(Message::File(v1::BackupFile {
+            path: path.to_owned(),
+            bytes: length,
+        }))?;
         let mut offset = 0;
         for chunk in bytes.chunks(CHUNK_BYTES) {
             let data = bytes::Bytes::copy_from_slice(chunk);
@@ -499,8 +587,14 @@ fn backup_error(error: &truthdb_engine::BackupError) -> ApiError {
 /// Partition and segment of a file, as far as its path says.
 fn place_of(path: &str) -> (u32, u32) {
     let mut parts = path.split('/');
-    let partition = parts.next().and_then(truthdb_log::parse_partition_dir).unwrap_or(0);
-    let segment = parts.next_back().and_then(truthdb_log::parse_segment_name).unwrap_or(0);
+    let partition = parts
+        .next()
+        .and_then(truthdb_log::parse_partition_dir)
+        .unwrap_or(0);
+    let segment = parts
+        .next_back()
+        .and_then(truthdb_log::parse_segment_name)
+        .unwrap_or(0);
     (partition, segment)
 }
 
@@ -513,7 +607,12 @@ fn verify(
 ) -> Result<(), ApiError> {
     use v1::verify_response::Message;
     let send = |message| {
-        sender.send_blocking(runtime, v1::VerifyResponse { message: Some(message) })
+        sender.send_blocking(
+            runtime,
+            v1::VerifyResponse {
+                message: Some(message),
+            },
+        )
     };
     let mut pace = Pace::new(request.bytes_per_second_max);
     let mut told_ns = 0;
@@ -535,7 +634,11 @@ fn verify(
                 bytes_total: at.bytes_total,
             }));
         }
-        if outcome.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if outcome.is_ok() {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     };
     let report = shared
         .engine

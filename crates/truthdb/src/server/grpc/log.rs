@@ -19,9 +19,7 @@ use crate::server::Shared;
 use crate::server::append::{append, encode_request};
 use crate::server::convert;
 use crate::server::errors::read_error;
-use crate::server::scan::{
-    HEARTBEAT_DEFAULT, Scan, SubscribeFrom, Subscription, SubscriptionItem,
-};
+use crate::server::scan::{HEARTBEAT_DEFAULT, Scan, SubscribeFrom, Subscription, SubscriptionItem};
 
 /// Bytes of one message of a read or subscription, about.
 const MESSAGE_BYTES: usize = 256 << 10;
@@ -62,7 +60,11 @@ fn scan_of(shared: &Shared, request: v1::ReadRequest) -> Result<Scan, ApiError> 
         Some(v1::read_request::Scope::Stream(scope)) => {
             let home = stream_partition(shared, &scope.stream, scope.partition)?;
             let start = scope.revision.map_or(ReadStart::Edge, ReadStart::Revision);
-            (ReadScope::Stream(convert::text("stream", &scope.stream)?), home, start)
+            (
+                ReadScope::Stream(convert::text("stream", &scope.stream)?),
+                home,
+                start,
+            )
         }
     };
     shared.check_partition(partition)?;
@@ -108,7 +110,10 @@ pub(in crate::server) fn stream_partition(
 }
 
 fn position(position: Position) -> v1::Position {
-    v1::Position { position: position.position, head_sequence: position.head_sequence }
+    v1::Position {
+        position: position.position,
+        head_sequence: position.head_sequence,
+    }
 }
 
 #[tonic::async_trait]
@@ -143,7 +148,10 @@ impl v1::log_server::Log for LogService {
             let slots = Arc::new(Semaphore::new(STREAM_APPENDS_MAX));
             while let Some(request) = requests.next().await {
                 let request = request.map_err(|status| ApiError::from_status(&status))?;
-                let slot = Arc::clone(&slots).acquire_owned().await.expect("never closed");
+                let slot = Arc::clone(&slots)
+                    .acquire_owned()
+                    .await
+                    .expect("never closed");
                 // The first step hands the batch to the engine: in the order of the requests.
                 let (shared, sender) = (Arc::clone(&shared), Arc::clone(&sender));
                 let mut call = Box::pin(async move {
@@ -153,7 +161,12 @@ impl v1::log_server::Log for LogService {
                     };
                     let request_id = request.request_id;
                     drop(slot);
-                    sender.send(v1::AppendReply { request_id, result: Some(result) }).await
+                    sender
+                        .send(v1::AppendReply {
+                            request_id,
+                            result: Some(result),
+                        })
+                        .await
                 });
                 if futures::poll!(&mut call).is_pending() {
                     // An error means that the client is gone, which the next request will show.
@@ -216,7 +229,11 @@ impl v1::log_server::Log for LogService {
                     SubscriptionItem::CaughtUp(at) => Message::CaughtUp(position(at)),
                     SubscriptionItem::Heartbeat(at) => Message::Heartbeat(position(at)),
                 };
-                sender.send(v1::SubscribeResponse { message: Some(message) }).await?;
+                sender
+                    .send(v1::SubscribeResponse {
+                        message: Some(message),
+                    })
+                    .await?;
             }
         })))
     }
@@ -278,7 +295,12 @@ pub(in crate::server) fn database(shared: &Shared) -> v1::GetDatabaseResponse {
         database_id: shared.engine.database_id().to_vec().into(),
         partition_count: shared.engine.partition_count(),
         server_version: env!("CARGO_PKG_VERSION").to_owned(),
-        roles: shared.config.roles.iter().map(|role| role.name().to_owned()).collect(),
+        roles: shared
+            .config
+            .roles
+            .iter()
+            .map(|role| role.name().to_owned())
+            .collect(),
         limits: Some(convert::limits()),
         durability: convert::durability(durability).into(),
         loss_window_ms: convert::loss_window_ms(durability),
@@ -293,7 +315,9 @@ async fn append_one(
     let begun_ns = shared.clock.monotonic_ns();
     let events = encode_request(request)?;
     if request.partition.is_none() && request.events.is_empty() {
-        return Err(ApiError::invalid_argument("without events `partition` is needed"));
+        return Err(ApiError::invalid_argument(
+            "without events `partition` is needed",
+        ));
     }
     let done = append(shared, request.partition, events).await?;
     let taken_ns = shared.clock.monotonic_ns().saturating_sub(begun_ns);
@@ -338,7 +362,11 @@ pub(in crate::server) async fn stream_head(
     let system = truthdb_event::is_system_stream(stream);
     let (engine, name) = (shared.engine.clone(), stream.to_owned());
     let read = move || engine.stream_head(&name, system.then_some(home));
-    let head = shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+    let head = shared
+        .readers
+        .run(read)
+        .await?
+        .map_err(|error| read_error(&error))?;
     Ok(v1::GetStreamHeadResponse {
         partition: home,
         exists: head.is_some(),
@@ -366,7 +394,11 @@ pub(in crate::server) async fn cursor_get(
     shared.check_partition(partition)?;
     let (engine, asked) = (shared.engine.clone(), name.to_owned());
     let read = move || engine.cursor(partition, &asked);
-    let found = shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+    let found = shared
+        .readers
+        .run(read)
+        .await?
+        .map_err(|error| read_error(&error))?;
     let found = found.ok_or_else(|| {
         let message = format!("partition {partition} has no cursor {name}");
         ApiError::new(ErrorCode::NotFound, message).with_partition(partition)
@@ -387,8 +419,14 @@ pub(in crate::server) async fn cursor_commit(
         Err(error) if error.code == ErrorCode::NotFound && partition_exists(shared, partition) => {}
         Err(error) => return Err(error),
     }
-    let update = CursorUpdate { name: name.to_owned(), position };
-    let events = EncodedEvents { cursor: Some(update), ..EncodedEvents::default() };
+    let update = CursorUpdate {
+        name: name.to_owned(),
+        position,
+    };
+    let events = EncodedEvents {
+        cursor: Some(update),
+        ..EncodedEvents::default()
+    };
     let done = append(shared, Some(partition), events).await?;
     Ok(v1::Cursor {
         partition,
@@ -425,7 +463,11 @@ pub(in crate::server) async fn cursor_list(
     let size = page_size(request.page_size)?;
     let engine = shared.engine.clone();
     let read = move || engine.cursors(partition);
-    let mut cursors = shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+    let mut cursors = shared
+        .readers
+        .run(read)
+        .await?
+        .map_err(|error| read_error(&error))?;
     cursors.retain(|(name, _)| {
         // The token is the last name of the page before.
         name.starts_with(&request.prefix) && name.as_bytes() > &request.page_token[..]
@@ -437,9 +479,14 @@ pub(in crate::server) async fn cursor_list(
         Some((name, _)) if more => name.clone().into_bytes().into(),
         _ => bytes::Bytes::new(),
     };
-    let cursors =
-        cursors.into_iter().map(|(name, found)| cursor(partition, name, &found)).collect();
-    Ok(v1::CursorListResponse { cursors, next_page_token })
+    let cursors = cursors
+        .into_iter()
+        .map(|(name, found)| cursor(partition, name, &found))
+        .collect();
+    Ok(v1::CursorListResponse {
+        cursors,
+        next_page_token,
+    })
 }
 
 /// The streams of a partition, in the order of their first event that is there.
@@ -464,7 +511,11 @@ pub(in crate::server) async fn list_streams(
     } else {
         StreamFilter::Prefix(prefix)
     };
-    let start = if from == 0 { ReadStart::Edge } else { ReadStart::Sequence(from) };
+    let start = if from == 0 {
+        ReadStart::Edge
+    } else {
+        ReadStart::Sequence(from)
+    };
     let scan = Scan::new(Read {
         scope: ReadScope::Partition,
         partition: request.partition,
@@ -474,10 +525,16 @@ pub(in crate::server) async fn list_streams(
         until_sequence: 0,
         credit_bytes: 0,
         page_bytes: 0,
-        filter: Filter { streams, matches: Vec::new() },
+        filter: Filter {
+            streams,
+            matches: Vec::new(),
+        },
     })?;
     let engine = shared.engine.clone();
-    shared.readers.run(move || streams_page(&engine, scan, size)).await?
+    shared
+        .readers
+        .run(move || streams_page(&engine, scan, size))
+        .await?
 }
 
 fn streams_page(
@@ -510,14 +567,24 @@ fn streams_page(
             if streams.len() == size {
                 let next = stored.sequence + 1;
                 let next_page_token = next.to_le_bytes().to_vec().into();
-                return Ok(v1::ListStreamsResponse { streams, next_page_token });
+                return Ok(v1::ListStreamsResponse {
+                    streams,
+                    next_page_token,
+                });
             }
         }
         if scan.is_done() {
             let at = page.position;
             let whole = at.position >= at.head_sequence;
-            let next = if whole { Vec::new() } else { (at.position + 1).to_le_bytes().to_vec() };
-            return Ok(v1::ListStreamsResponse { streams, next_page_token: next.into() });
+            let next = if whole {
+                Vec::new()
+            } else {
+                (at.position + 1).to_le_bytes().to_vec()
+            };
+            return Ok(v1::ListStreamsResponse {
+                streams,
+                next_page_token: next.into(),
+            });
         }
     }
 }

@@ -33,7 +33,9 @@ pub(super) type Answers<T> =
 /// # Errors
 ///
 /// Never with the descriptors of this build; reflection checks them.
-pub(super) async fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflection::server::Error> {
+pub(super) async fn routes(
+    shared: &Arc<Shared>,
+) -> Result<Routes, tonic_reflection::server::Error> {
     let bytes_max = shared.config.limits.request_bytes_max;
     let log = v1::log_server::LogServer::new(log::LogService::new(Arc::clone(shared)))
         .max_decoding_message_size(bytes_max)
@@ -46,7 +48,9 @@ pub(super) async fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflect
         .build_v1()?;
     let (reporter, health) = tonic_health::server::health_reporter();
     for service in SERVICES {
-        reporter.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+        reporter
+            .set_service_status(service, tonic_health::ServingStatus::Serving)
+            .await;
     }
     let mut stopping = shared.stopping();
     shared.tracker.spawn(async move {
@@ -57,7 +61,10 @@ pub(super) async fn routes(shared: &Arc<Shared>) -> Result<Routes, tonic_reflect
             }
         }
     });
-    Ok(Routes::new(log).add_service(admin).add_service(reflection).add_service(health))
+    Ok(Routes::new(log)
+        .add_service(admin)
+        .add_service(reflection)
+        .add_service(health))
 }
 
 /// Ends a unary call at the deadline that the client gave.
@@ -69,7 +76,10 @@ pub(super) async fn within<T, R>(
         None => call.await,
         Some(deadline) => match tokio::time::timeout(deadline, call).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(ApiError::new(ErrorCode::Deadline, "the deadline passed first")),
+            Err(_) => Err(ApiError::new(
+                ErrorCode::Deadline,
+                "the deadline passed first",
+            )),
         },
     };
     outcome.map_err(Status::from)
@@ -142,7 +152,9 @@ where
         if let Err(error) = &result
             && error.code == ErrorCode::SlowConsumer
         {
-            metrics.slow_consumers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            metrics
+                .slow_consumers
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         // The client may be gone.
         let _ = outcome.send(result);

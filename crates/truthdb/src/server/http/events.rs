@@ -40,14 +40,25 @@ fn encode(body: &AppendBody<'_>) -> Result<EncodedEvents, ApiError> {
         items: condition
             .matches
             .iter()
-            .map(|one| ConditionItem { types: one.types.clone(), tags: one.tags.clone() })
+            .map(|one| ConditionItem {
+                types: one.types.clone(),
+                tags: one.tags.clone(),
+            })
             .collect(),
         after: condition.after_sequence,
     });
     let cursor = body.cursor.as_ref();
-    let cursor = cursor
-        .map(|cursor| CursorUpdate { name: cursor.name.clone(), position: cursor.position });
-    Ok(EncodedEvents { bytes: bytes.into(), checksums: None, expected, condition, cursor })
+    let cursor = cursor.map(|cursor| CursorUpdate {
+        name: cursor.name.clone(),
+        position: cursor.position,
+    });
+    Ok(EncodedEvents {
+        bytes: bytes.into(),
+        checksums: None,
+        expected,
+        condition,
+        cursor,
+    })
 }
 
 pub(super) async fn append(
@@ -130,7 +141,11 @@ struct Gathered {
     head_sequence: u64,
 }
 
-async fn gather(shared: &Arc<Shared>, mut scan: Scan, backward: bool) -> Result<Gathered, ApiError> {
+async fn gather(
+    shared: &Arc<Shared>,
+    mut scan: Scan,
+    backward: bool,
+) -> Result<Gathered, ApiError> {
     let mut events = Vec::new();
     let mut bytes = 0;
     loop {
@@ -140,14 +155,22 @@ async fn gather(shared: &Arc<Shared>, mut scan: Scan, backward: bool) -> Result<
             bytes += batch.body.len();
             let from = events.len();
             let partition = scan.partition();
-            events.extend(batch.events().map(|stored| EventJson::new(partition, &stored)));
+            events.extend(
+                batch
+                    .events()
+                    .map(|stored| EventJson::new(partition, &stored)),
+            );
             if backward {
                 events[from..].reverse();
             }
         }
         if scan.is_done() || bytes >= ANSWER_BYTES {
             let head_sequence = page.position.head_sequence;
-            return Ok(Gathered { events, scan, head_sequence });
+            return Ok(Gathered {
+                events,
+                scan,
+                head_sequence,
+            });
         }
     }
 }
@@ -158,7 +181,14 @@ pub(super) async fn read_partition(
     RawQuery(query): RawQuery,
 ) -> Answer {
     let known = [
-        "from", "from_time", "direction", "limit", "until", "type", "tag", "stream_prefix",
+        "from",
+        "from_time",
+        "direction",
+        "limit",
+        "until",
+        "type",
+        "tag",
+        "stream_prefix",
         "include_system",
     ];
     let query = Query::parse(query.as_deref(), &known)?;
@@ -168,7 +198,9 @@ pub(super) async fn read_partition(
         (None, None) => ReadStart::Edge,
         (Some(sequence), None) => ReadStart::Sequence(sequence),
         (None, Some(time)) => ReadStart::Timestamp(time_of("from_time", time)?),
-        _ => return Err(ApiError::invalid_argument("from and from_time exclude each other").into()),
+        _ => {
+            return Err(ApiError::invalid_argument("from and from_time exclude each other").into());
+        }
     };
     let direction = direction(&query)?;
     let backward = direction == Direction::Backward;
@@ -183,7 +215,11 @@ pub(super) async fn read_partition(
         page_bytes: 0,
         filter: filter(&query)?,
     })?;
-    let Gathered { events, scan, head_sequence } = gather(&shared, scan, backward).await?;
+    let Gathered {
+        events,
+        scan,
+        head_sequence,
+    } = gather(&shared, scan, backward).await?;
     let position = scan.position();
     let next = if backward {
         position.checked_sub(1).filter(|next| *next > 0)
@@ -205,7 +241,9 @@ pub(super) async fn read_stream(
 ) -> Answer {
     let known = ["from", "direction", "limit", "partition"];
     let query = Query::parse(query.as_deref(), &known)?;
-    let given = query.number("partition")?.map(|n| path_number("partition", &n.to_string()));
+    let given = query
+        .number("partition")?
+        .map(|n| path_number("partition", &n.to_string()));
     let partition = grpc::stream_partition(&shared, &stream, given.transpose()?)?;
     let direction = direction(&query)?;
     let backward = direction == Direction::Backward;
@@ -213,7 +251,9 @@ pub(super) async fn read_stream(
         scope: ReadScope::Stream(convert::text("stream", &stream)?),
         partition,
         direction,
-        start: query.number("from")?.map_or(ReadStart::Edge, ReadStart::Revision),
+        start: query
+            .number("from")?
+            .map_or(ReadStart::Edge, ReadStart::Revision),
         max_events: limit(&query)?,
         until_sequence: 0,
         credit_bytes: 0,
@@ -234,7 +274,9 @@ pub(super) async fn stream_head(
     RawQuery(query): RawQuery,
 ) -> Answer {
     let query = Query::parse(query.as_deref(), &["partition"])?;
-    let given = query.number("partition")?.map(|n| path_number("partition", &n.to_string()));
+    let given = query
+        .number("partition")?
+        .map(|n| path_number("partition", &n.to_string()));
     let head = grpc::stream_head(&shared, &stream, given.transpose()?).await?;
     let when = |value: u64| head.exists.then_some(value);
     Ok(Json(json!({
@@ -284,7 +326,11 @@ fn list(query: Option<&str>) -> Result<(String, u32, bytes::Bytes), ApiError> {
     let token = base64::engine::general_purpose::URL_SAFE_NO_PAD
         .decode(query.one("page_token").unwrap_or_default())
         .map_err(|_| ApiError::invalid_argument("page_token is not from an answer"))?;
-    Ok((query.one("prefix").unwrap_or_default().to_owned(), size, token.into()))
+    Ok((
+        query.one("prefix").unwrap_or_default().to_owned(),
+        size,
+        token.into(),
+    ))
 }
 
 fn page_token(token: &[u8]) -> Option<String> {
@@ -300,7 +346,12 @@ pub(super) async fn list_cursors(
 ) -> Answer {
     let partition = path_number("partition", &partition)?;
     let (prefix, page_size, token) = list(query.as_deref())?;
-    let request = v1::CursorListRequest { partition, prefix, page_size, page_token: token };
+    let request = v1::CursorListRequest {
+        partition,
+        prefix,
+        page_size,
+        page_token: token,
+    };
     let page = grpc::cursor_list(&shared, request).await?;
     let cursors: Vec<Value> = page.cursors.iter().map(cursor_json).collect();
     let next = page_token(&page.next_page_token);
@@ -314,7 +365,12 @@ pub(super) async fn list_streams(
 ) -> Answer {
     let partition = path_number("partition", &partition)?;
     let (prefix, page_size, token) = list(query.as_deref())?;
-    let request = v1::ListStreamsRequest { partition, prefix, page_size, page_token: token };
+    let request = v1::ListStreamsRequest {
+        partition,
+        prefix,
+        page_size,
+        page_token: token,
+    };
     let page = grpc::list_streams(&shared, request).await?;
     let streams: Vec<Value> = page
         .streams

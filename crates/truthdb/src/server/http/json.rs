@@ -70,7 +70,9 @@ impl EventBody<'_> {
         };
         let decoded;
         let (payload, default) = match (self.payload, &self.payload_base64) {
-            (Some(_), Some(_)) => return Err(wrong("`payload` and `payload_base64` exclude each other")),
+            (Some(_), Some(_)) => {
+                return Err(wrong("`payload` and `payload_base64` exclude each other"));
+            }
             (Some(value), None) => (value.get().as_bytes(), CONTENT_TYPE_DEFAULT),
             (None, Some(text)) => {
                 decoded = BASE64
@@ -91,7 +93,11 @@ impl EventBody<'_> {
             event_type: &self.event_type,
             content_type,
             tags: &self.tags,
-            metadata: self.metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            metadata: self
+                .metadata
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect(),
             payload,
         };
         parts.encode(index, out)
@@ -213,7 +219,10 @@ impl EventJson {
             timestamp_ns: stored.timestamp_ns,
             content_type: event.content_type().to_owned(),
             tags: event.tags().map(str::to_owned).collect(),
-            metadata: event.metadata().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+            metadata: event
+                .metadata()
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
             payload: json,
             payload_base64,
         }
@@ -254,8 +263,7 @@ mod tests {
 
     #[test]
     fn a_json_payload_is_stored_as_it_was_written() {
-        let bytes =
-            encode(r#"{"stream":"s","type":"t","payload":{"b": 1.50,  "a":2}}"#).unwrap();
+        let bytes = encode(r#"{"stream":"s","type":"t","payload":{"b": 1.50,  "a":2}}"#).unwrap();
         let event = truthdb_event::EventRef::parse(&bytes).unwrap();
         assert_eq!(event.payload(), br#"{"b": 1.50,  "a":2}"#);
         assert_eq!(event.content_type(), "application/json");
@@ -264,7 +272,10 @@ mod tests {
     #[test]
     fn another_payload_is_base64_and_mixing_is_refused() {
         let bytes = encode(r#"{"stream":"s","type":"t","payload_base64":"AAE="}"#).unwrap();
-        assert_eq!(truthdb_event::EventRef::parse(&bytes).unwrap().payload(), [0, 1]);
+        assert_eq!(
+            truthdb_event::EventRef::parse(&bytes).unwrap().payload(),
+            [0, 1]
+        );
         for wrong in [
             r#"{"stream":"s","type":"t","payload":1,"payload_base64":"AA=="}"#,
             r#"{"stream":"s","type":"t","payload":1,"content_type":"text/plain"}"#,
@@ -277,8 +288,14 @@ mod tests {
 
     #[test]
     fn times_are_exact() {
-        assert_eq!(timestamp(1_700_000_000_000_000_001), "2023-11-14T22:13:20.000000001Z");
-        assert_eq!(time_of("t", "2023-11-14T22:13:20.000000001Z").unwrap(), 1_700_000_000_000_000_001);
+        assert_eq!(
+            timestamp(1_700_000_000_000_000_001),
+            "2023-11-14T22:13:20.000000001Z"
+        );
+        assert_eq!(
+            time_of("t", "2023-11-14T22:13:20.000000001Z").unwrap(),
+            1_700_000_000_000_000_001
+        );
         assert_eq!(time_of("t", "5").unwrap(), 5);
         assert!(time_of("t", "yesterday").is_err());
     }

@@ -30,10 +30,10 @@ use tonic::Status;
 use tower::ServiceExt as _;
 use truthdb_api::{ApiError, ErrorCode};
 
-use super::{Shared, stopped};
 use super::access::{grpc_operation, http_operation};
 use super::listen::{Serve, TimedStream};
 use super::metrics::Metrics;
+use super::{Shared, stopped};
 
 /// Streams of one HTTP/2 connection at once.
 const HTTP2_STREAMS_MAX: u32 = 1024;
@@ -89,14 +89,26 @@ fn routes() -> Router<Arc<Shared>> {
         .route("/v1/subscribe", get(subscribe::subscribe))
         .route("/v1/streams/{stream}/events", get(events::read_stream))
         .route("/v1/streams/{stream}/head", get(events::stream_head))
-        .route("/v1/partitions/{partition}/events", get(events::read_partition))
-        .route("/v1/partitions/{partition}/streams", get(events::list_streams))
-        .route("/v1/partitions/{partition}/cursors", get(events::list_cursors))
+        .route(
+            "/v1/partitions/{partition}/events",
+            get(events::read_partition),
+        )
+        .route(
+            "/v1/partitions/{partition}/streams",
+            get(events::list_streams),
+        )
+        .route(
+            "/v1/partitions/{partition}/cursors",
+            get(events::list_cursors),
+        )
         .route(
             "/v1/partitions/{partition}/cursors/{name}",
             get(events::get_cursor).post(events::commit_cursor),
         )
-        .route("/v1/partitions/{partition}/events/{sequence}/proof", get(operate::proof))
+        .route(
+            "/v1/partitions/{partition}/events/{sequence}/proof",
+            get(operate::proof),
+        )
         .route("/v1/partitions/{partition}/trim", post(operate::trim))
 }
 
@@ -133,7 +145,11 @@ impl HttpService {
             .adaptive_window(true)
             .keep_alive_interval(Duration::from_secs(20))
             .keep_alive_timeout(Duration::from_secs(20));
-        HttpService { shared, router, builder }
+        HttpService {
+            shared,
+            router,
+            builder,
+        }
     }
 }
 
@@ -162,7 +178,10 @@ impl Serve for HttpService {
             async move {
                 let answer = answer.await?;
                 // Counts until the last byte of the answer is on its way.
-                Ok::<_, Infallible>(answer.map(|body| Counted { body, _token: token }))
+                Ok::<_, Infallible>(answer.map(|body| Counted {
+                    body,
+                    _token: token,
+                }))
             }
         });
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
@@ -226,17 +245,26 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 fn token(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| token.trim_ascii())
 }
 
 fn refuse(grpc: bool, error: ApiError) -> Response {
-    if grpc { Status::from(error).into_http() } else { HttpError(error).into_response() }
+    if grpc {
+        Status::from(error).into_http()
+    } else {
+        HttpError(error).into_response()
+    }
 }
 
 /// Lets a request pass that the table of operations knows and that its token may make.
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
-    let matched = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    let matched = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(MatchedPath::as_str);
     let operation = match matched {
         // The fallback answers.
         None => return next.run(request).await,
@@ -246,10 +274,19 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     let Some(operation) = operation else {
         return no_such_method(request).await;
     };
-    let admitted = shared.access.admit(operation, token(request.headers())).await;
+    let admitted = shared
+        .access
+        .admit(operation, token(request.headers()))
+        .await;
     if let Err(error) = admitted {
-        if matches!(error.code, ErrorCode::Unauthenticated | ErrorCode::PermissionDenied) {
-            shared.metrics.access_refused.fetch_add(1, Ordering::Relaxed);
+        if matches!(
+            error.code,
+            ErrorCode::Unauthenticated | ErrorCode::PermissionDenied
+        ) {
+            shared
+                .metrics
+                .access_refused
+                .fetch_add(1, Ordering::Relaxed);
         }
         return refuse(grpc, error);
     }
@@ -287,7 +324,9 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     body: Body,
 ) -> Result<(T, tokio::sync::OwnedSemaphorePermit), HttpError> {
     let most = shared.config.limits.request_bytes_max;
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
     let announced = announced.and_then(|length| length.parse::<usize>().ok());
     if let Some(announced) = announced.filter(|announced| *announced > most) {
         if announced <= DRAIN_BYTES_MAX {
@@ -305,16 +344,21 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
             if error.is::<http_body_util::LengthLimitError>() {
                 return Err(too_large(most, most + 1).into());
             }
-            return Err(ApiError::invalid_argument(format!("the body ended early: {error}")).into());
+            return Err(
+                ApiError::invalid_argument(format!("the body ended early: {error}")).into(),
+            );
         }
         Err(_) => {
-            return Err(ApiError::new(ErrorCode::Deadline, "the body was not complete in time")
-                .with_outcome(truthdb_api::Outcome::DidNotHappen)
-                .into());
+            return Err(
+                ApiError::new(ErrorCode::Deadline, "the body was not complete in time")
+                    .with_outcome(truthdb_api::Outcome::DidNotHappen)
+                    .into(),
+            );
         }
     };
-    let value = serde_json::from_slice(&bytes)
-        .map_err(|error| ApiError::invalid_argument(format!("the body is not acceptable: {error}")))?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| {
+        ApiError::invalid_argument(format!("the body is not acceptable: {error}"))
+    })?;
     Ok((value, permit))
 }
 
@@ -337,8 +381,9 @@ pub(super) struct Query(Vec<(String, String)>);
 impl Query {
     pub(super) fn parse(query: Option<&str>, known: &[&str]) -> Result<Query, ApiError> {
         let uri = format!("/?{}", query.unwrap_or_default());
-        let uri: http::Uri =
-            uri.parse().map_err(|_| ApiError::invalid_argument("the query is malformed"))?;
+        let uri: http::Uri = uri
+            .parse()
+            .map_err(|_| ApiError::invalid_argument("the query is malformed"))?;
         let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri)
             .map_err(|error| ApiError::invalid_argument(error.body_text()))?
             .0;
@@ -353,11 +398,18 @@ impl Query {
     }
 
     pub(super) fn one(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(super) fn all(&self, name: &str) -> Vec<String> {
-        self.0.iter().filter(|(key, _)| key == name).map(|(_, value)| value.clone()).collect()
+        self.0
+            .iter()
+            .filter(|(key, _)| key == name)
+            .map(|(_, value)| value.clone())
+            .collect()
     }
 
     pub(super) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
@@ -397,7 +449,13 @@ mod tests {
     #[test]
     fn every_route_is_in_the_table_of_operations_and_the_other_way_round() {
         let source = include_str!("mod.rs");
-        let body = source.split("fn routes()").nth(1).unwrap().split("\n}\n").next().unwrap();
+        let body = source
+            .split("fn routes()")
+            .nth(1)
+            .unwrap()
+            .split("\n}\n")
+            .next()
+            .unwrap();
         let mut routes: Vec<(String, String)> = Vec::new();
         for part in body.split(".route(").skip(1) {
             let path = part.split('"').nth(1).unwrap();
@@ -408,7 +466,10 @@ mod tests {
             }
         }
         for (method, path) in &routes {
-            assert!(http_operation(method, path).is_some(), "{method} {path} is not in the table");
+            assert!(
+                http_operation(method, path).is_some(),
+                "{method} {path} is not in the table"
+            );
         }
         for operation in OPERATIONS {
             if let Door::Http(method, path) = operation.door {

@@ -17,20 +17,41 @@ struct About {
 
 const READ_QUERY: &[(&str, &str)] = &[
     ("from", "Sequence to start at, inclusive."),
-    ("from_time", "Time to start at: RFC 3339, or nanoseconds since 1970 UTC."),
+    (
+        "from_time",
+        "Time to start at: RFC 3339, or nanoseconds since 1970 UTC.",
+    ),
     ("direction", "`forward` (default) or `backward`."),
-    ("limit", "At most this many events, 1 to 10000; 100 without it."),
+    (
+        "limit",
+        "At most this many events, 1 to 10000; 100 without it.",
+    ),
     ("until", "Forward only: nothing after this sequence."),
-    ("type", "Only events of this type; may be repeated: any of them."),
-    ("tag", "Only events with this tag; may be repeated: all of them."),
+    (
+        "type",
+        "Only events of this type; may be repeated: any of them.",
+    ),
+    (
+        "tag",
+        "Only events with this tag; may be repeated: all of them.",
+    ),
     ("stream_prefix", "Only streams whose names begin so."),
-    ("include_system", "`true`: also the system's streams, whose names begin with `$`."),
+    (
+        "include_system",
+        "`true`: also the system's streams, whose names begin with `$`.",
+    ),
 ];
 const STREAM_QUERY: &[(&str, &str)] = &[
     ("from", "Revision to start at, inclusive."),
     ("direction", "`forward` (default) or `backward`."),
-    ("limit", "At most this many events, 1 to 10000; 100 without it."),
-    ("partition", "Only for streams of the system, which exist once in each partition."),
+    (
+        "limit",
+        "At most this many events, 1 to 10000; 100 without it.",
+    ),
+    (
+        "partition",
+        "Only for streams of the system, which exist once in each partition.",
+    ),
 ];
 const LIST_QUERY: &[(&str, &str)] = &[
     ("prefix", "Only names that begin so."),
@@ -38,18 +59,43 @@ const LIST_QUERY: &[(&str, &str)] = &[
     ("page_token", "`next_page_token` of the answer before."),
 ];
 const SUBSCRIBE_QUERY: &[(&str, &str)] = &[
-    ("partition", "The partition; may be left out when there is only one."),
-    ("from", "Sequence to start at, inclusive, or `head` for what comes only."),
-    ("from_time", "Time to start at: RFC 3339, or nanoseconds since 1970 UTC."),
+    (
+        "partition",
+        "The partition; may be left out when there is only one.",
+    ),
+    (
+        "from",
+        "Sequence to start at, inclusive, or `head` for what comes only.",
+    ),
+    (
+        "from_time",
+        "Time to start at: RFC 3339, or nanoseconds since 1970 UTC.",
+    ),
     ("cursor", "Start after the position of this cursor."),
-    ("type", "Only events of this type; may be repeated: any of them."),
-    ("tag", "Only events with this tag; may be repeated: all of them."),
+    (
+        "type",
+        "Only events of this type; may be repeated: any of them.",
+    ),
+    (
+        "tag",
+        "Only events with this tag; may be repeated: all of them.",
+    ),
     ("stream_prefix", "Only streams whose names begin so."),
-    ("include_system", "`true`: also the system's streams, whose names begin with `$`."),
+    (
+        "include_system",
+        "`true`: also the system's streams, whose names begin with `$`.",
+    ),
 ];
 
 const fn get(path: &'static str, summary: &'static str, answer: &'static str) -> About {
-    About { method: "GET", path, summary, query: &[], body: None, answer }
+    About {
+        method: "GET",
+        path,
+        summary,
+        query: &[],
+        body: None,
+        answer,
+    }
 }
 
 const fn query(
@@ -58,7 +104,14 @@ const fn query(
     query: &'static [(&'static str, &'static str)],
     answer: &'static str,
 ) -> About {
-    About { method: "GET", path, summary, query, body: None, answer }
+    About {
+        method: "GET",
+        path,
+        summary,
+        query,
+        body: None,
+        answer,
+    }
 }
 
 const fn post(
@@ -67,34 +120,112 @@ const fn post(
     body: &'static str,
     answer: &'static str,
 ) -> About {
-    About { method: "POST", path, summary, query: &[], body: Some(body), answer }
+    About {
+        method: "POST",
+        path,
+        summary,
+        query: &[],
+        body: Some(body),
+        answer,
+    }
 }
 
 const ROUTES: &[About] = &[
     get("/healthz", "The process answers.", "text/plain"),
-    get("/readyz", "Whether every partition serves; 503 if not.", "Ready"),
+    get(
+        "/readyz",
+        "Whether every partition serves; 503 if not.",
+        "Ready",
+    ),
     get("/openapi.json", "This description.", "application/json"),
-    get("/metrics", "Metrics in the text format of Prometheus.", "text/plain"),
-    get("/v1/database", "Facts that do not change, and limits.", "Database"),
-    get("/v1/status", "What the node and its partitions are doing.", "Status"),
-    post("/v1/append", "Append one batch atomically.", "Append", "Appended"),
-    query("/v1/subscribe", "Follow a partition by server-sent events.", SUBSCRIBE_QUERY, "text/event-stream"),
-    query("/v1/streams/{stream}/events", "Read a stream.", STREAM_QUERY, "StreamPage"),
-    query("/v1/streams/{stream}/head", "The newest revision of a stream.", &[("partition", "Only for streams of the system.")], "StreamHead"),
-    query("/v1/partitions/{partition}/events", "Read a partition.", READ_QUERY, "Page"),
-    query("/v1/partitions/{partition}/streams", "The streams of a partition.", LIST_QUERY, "Streams"),
-    query("/v1/partitions/{partition}/cursors", "The cursors of a partition.", LIST_QUERY, "Cursors"),
-    get("/v1/partitions/{partition}/cursors/{name}", "A cursor.", "Cursor"),
-    post("/v1/partitions/{partition}/cursors/{name}", "Commit a cursor's position.", "Position", "Cursor"),
-    get("/v1/partitions/{partition}/events/{sequence}/proof", "An inclusion proof of an event.", "application/json"),
-    post("/v1/partitions/{partition}/trim", "Plan a trim, or execute a plan.", "Trim", "Trimmed"),
+    get(
+        "/metrics",
+        "Metrics in the text format of Prometheus.",
+        "text/plain",
+    ),
+    get(
+        "/v1/database",
+        "Facts that do not change, and limits.",
+        "Database",
+    ),
+    get(
+        "/v1/status",
+        "What the node and its partitions are doing.",
+        "Status",
+    ),
+    post(
+        "/v1/append",
+        "Append one batch atomically.",
+        "Append",
+        "Appended",
+    ),
+    query(
+        "/v1/subscribe",
+        "Follow a partition by server-sent events.",
+        SUBSCRIBE_QUERY,
+        "text/event-stream",
+    ),
+    query(
+        "/v1/streams/{stream}/events",
+        "Read a stream.",
+        STREAM_QUERY,
+        "StreamPage",
+    ),
+    query(
+        "/v1/streams/{stream}/head",
+        "The newest revision of a stream.",
+        &[("partition", "Only for streams of the system.")],
+        "StreamHead",
+    ),
+    query(
+        "/v1/partitions/{partition}/events",
+        "Read a partition.",
+        READ_QUERY,
+        "Page",
+    ),
+    query(
+        "/v1/partitions/{partition}/streams",
+        "The streams of a partition.",
+        LIST_QUERY,
+        "Streams",
+    ),
+    query(
+        "/v1/partitions/{partition}/cursors",
+        "The cursors of a partition.",
+        LIST_QUERY,
+        "Cursors",
+    ),
+    get(
+        "/v1/partitions/{partition}/cursors/{name}",
+        "A cursor.",
+        "Cursor",
+    ),
+    post(
+        "/v1/partitions/{partition}/cursors/{name}",
+        "Commit a cursor's position.",
+        "Position",
+        "Cursor",
+    ),
+    get(
+        "/v1/partitions/{partition}/events/{sequence}/proof",
+        "An inclusion proof of an event.",
+        "application/json",
+    ),
+    post(
+        "/v1/partitions/{partition}/trim",
+        "Plan a trim, or execute a plan.",
+        "Trim",
+        "Trimmed",
+    ),
 ];
 
 /// The description, as JSON text.
 pub(crate) fn document() -> String {
     let mut paths = Map::new();
     for operation in OPERATIONS {
-        let Door::Http(method, path) = operation.door else { continue };
+        let Door::Http(method, path) = operation.door else {
+            continue;
+        };
         let about = ROUTES
             .iter()
             .find(|about| about.method == method && about.path == path)
@@ -169,7 +300,9 @@ fn describe(operation: &Operation, about: &About) -> Value {
 }
 
 fn path_parameters(path: &'static str) -> impl Iterator<Item = &'static str> {
-    path.split('{').skip(1).filter_map(|part| part.split('}').next())
+    path.split('{')
+        .skip(1)
+        .filter_map(|part| part.split('}').next())
 }
 
 fn schema_of(name: &str) -> Value {
@@ -327,13 +460,20 @@ mod tests {
     fn every_described_route_is_an_operation_and_every_schema_exists() {
         for about in ROUTES {
             let door = Door::Http(about.method, about.path);
-            assert!(OPERATIONS.iter().any(|one| one.door == door), "{}", about.path);
+            assert!(
+                OPERATIONS.iter().any(|one| one.door == door),
+                "{}",
+                about.path
+            );
         }
         let text = document();
         let document: Value = serde_json::from_str(&text).unwrap();
         for part in text.split("#/components/schemas/").skip(1) {
             let name = part.split('"').next().unwrap();
-            assert!(document["components"]["schemas"][name].is_object(), "{name}");
+            assert!(
+                document["components"]["schemas"][name].is_object(),
+                "{name}"
+            );
         }
     }
 }

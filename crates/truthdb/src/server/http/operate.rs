@@ -29,16 +29,19 @@ pub(super) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<Response
     let engine = shared.engine.clone();
     let status = shared.readers.run(move || engine.status()).await?;
     let stopping = *shared.stopping().borrow();
-    let serves = |state: &PartitionState| {
-        matches!(state, PartitionState::Open | PartitionState::ReadOnly)
-    };
+    let serves =
+        |state: &PartitionState| matches!(state, PartitionState::Open | PartitionState::ReadOnly);
     let ready = !stopping && status.partitions.iter().all(|one| serves(&one.state));
     let partitions: Vec<Value> = status
         .partitions
         .iter()
         .map(|one| json!({"partition": one.partition, "state": one.state.name()}))
         .collect();
-    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let code = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     let body = json!({"ready": ready, "stopping": stopping, "partitions": partitions});
     Ok((code, Json(body)).into_response())
 }
@@ -47,7 +50,10 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<Respons
     let engine = shared.engine.clone();
     let status = shared.readers.run(move || engine.status()).await?;
     let text = page::render(&shared.metrics, &status, shared.readers.waiting());
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let kind = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
     Ok((kind, text).into_response())
 }
 
@@ -107,7 +113,11 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>) -> Answer {
 }
 
 fn partition_json(one: &v1::PartitionStatus) -> Value {
-    let state = one.state().as_str_name().trim_start_matches("PARTITION_STATE_").to_lowercase();
+    let state = one
+        .state()
+        .as_str_name()
+        .trim_start_matches("PARTITION_STATE_")
+        .to_lowercase();
     json!({
         "partition": one.partition,
         "state": state,
@@ -120,6 +130,9 @@ fn partition_json(one: &v1::PartitionStatus) -> Value {
         "sealed_segments": one.sealed_segments,
         "closed_segments": one.closed_segments,
         "segment_bytes": one.segment_bytes,
+        "index_bytes": one.index_bytes,
+        "event_bytes": one.event_bytes,
+        "chain": hex(&one.chain),
         "backlog_batches": one.backlog_batches,
         "backlog_bytes": one.backlog_bytes,
         "subscriptions": one.subscriptions,
@@ -146,8 +159,15 @@ pub(super) async fn trim(
 ) -> Answer {
     let partition = path_number("partition", &partition)?;
     let (body, _bytes): (TrimBody, _) = json_body(&shared, &headers, body).await?;
-    let before = |before| v1::TrimTarget { partition, before: Some(before) };
-    let done = match (body.before_sequence, body.before_timestamp_ns, body.plan_token) {
+    let before = |before| v1::TrimTarget {
+        partition,
+        before: Some(before),
+    };
+    let done = match (
+        body.before_sequence,
+        body.before_timestamp_ns,
+        body.plan_token,
+    ) {
         (Some(sequence), None, None) => {
             let target = before(v1::trim_target::Before::Sequence(sequence));
             grpc::trim_plan(&shared, target).await?

@@ -31,7 +31,13 @@ pub(super) async fn subscribe(
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, HttpError> {
     let known = [
-        "partition", "from", "from_time", "cursor", "type", "tag", "stream_prefix",
+        "partition",
+        "from",
+        "from_time",
+        "cursor",
+        "type",
+        "tag",
+        "stream_prefix",
         "include_system",
     ];
     let query = Query::parse(query.as_deref(), &known)?;
@@ -51,7 +57,11 @@ pub(super) async fn subscribe(
                     let stored = page.batches.iter().flat_map(|batch| batch.events());
                     let events: Vec<Event> = stored
                         .map(|stored| {
-                            sse("event", stored.sequence, &EventJson::new(partition, &stored))
+                            sse(
+                                "event",
+                                stored.sequence,
+                                &EventJson::new(partition, &stored),
+                            )
                         })
                         .collect::<Result<_, _>>()?;
                     sender.send(events).await?;
@@ -69,7 +79,11 @@ pub(super) async fn subscribe(
         futures::stream::iter(answer.unwrap_or_else(|status| {
             let error = ApiError::from_status(&status);
             // An error is JSON; a stream that ends without one would be worse.
-            Event::default().event("error").json_data(error).into_iter().collect()
+            Event::default()
+                .event("error")
+                .json_data(error)
+                .into_iter()
+                .collect()
         }))
     });
     Ok(Sse::new(events.map(Ok)))
@@ -83,13 +97,19 @@ fn start(query: &Query, headers: &HeaderMap) -> Result<SubscribeFrom, ApiError> 
         })?;
         return Ok(SubscribeFrom::Sequence(last.saturating_add(1)));
     }
-    match (query.one("from"), query.one("from_time"), query.one("cursor")) {
+    match (
+        query.one("from"),
+        query.one("from_time"),
+        query.one("cursor"),
+    ) {
         (None, None, None) => Ok(SubscribeFrom::First),
         (Some("head"), None, None) => Ok(SubscribeFrom::Head),
         (Some(text), None, None) => Ok(SubscribeFrom::Sequence(path_number("from", text)?)),
         (None, Some(time), None) => Ok(SubscribeFrom::Time(time_of("from_time", time)?)),
         (None, None, Some(name)) => Ok(SubscribeFrom::Cursor(name.to_owned())),
-        _ => Err(ApiError::invalid_argument("from, from_time and cursor exclude each other")),
+        _ => Err(ApiError::invalid_argument(
+            "from, from_time and cursor exclude each other",
+        )),
     }
 }
 

@@ -21,9 +21,7 @@ use truthdb_api::native::{
     frame_bytes_wanted, split_frame,
 };
 use truthdb_api::{ApiError, ErrorCode};
-use truthdb_engine::{
-    AppendCondition, AppendSink, ConditionItem, CursorUpdate, EncodedEvents,
-};
+use truthdb_engine::{AppendCondition, AppendSink, ConditionItem, CursorUpdate, EncodedEvents};
 
 use super::Shared;
 use super::access::{Operation, native_operation};
@@ -143,7 +141,11 @@ impl FrameReader {
     /// The next frame that is already there.
     fn buffered(&mut self) -> Result<Option<native::RawFrame>, ApiError> {
         let frame = split_frame(&mut self.buffer).map_err(|error| {
-            if let native::DecodeError::FrameTooLarge { payload_bytes, limit } = error {
+            if let native::DecodeError::FrameTooLarge {
+                payload_bytes,
+                limit,
+            } = error
+            {
                 ApiError::limit_exceeded("frame_bytes_max", limit, payload_bytes)
             } else {
                 ApiError::invalid_argument(error.to_string())
@@ -176,9 +178,9 @@ impl FrameReader {
         self.buffer.reserve(self.reserve.max(missing));
         let read = self.input.read_buf(&mut self.buffer);
         let outcome = match self.deadline {
-            Some(deadline) => {
-                tokio::time::timeout_at(deadline, read).await.map_err(|_| incomplete())?
-            }
+            Some(deadline) => tokio::time::timeout_at(deadline, read)
+                .await
+                .map_err(|_| incomplete())?,
             None => read.await,
         };
         match outcome {
@@ -210,9 +212,10 @@ impl FrameReader {
         let deadline = self.deadline.unwrap_or_else(Instant::now);
         match tokio::time::timeout_at(deadline, permit).await {
             Ok(permit) => permit.map_err(|_| super::stopping_error()),
-            Err(_) => {
-                Err(ApiError::overloaded("too many bytes of requests are in flight", 1000))
-            }
+            Err(_) => Err(ApiError::overloaded(
+                "too many bytes of requests are in flight",
+                1000,
+            )),
         }
     }
 }
@@ -236,7 +239,9 @@ impl NativeService {
                 }
                 // A stranger's first bytes may claim any length; a Hello is short.
                 if frame_bytes_wanted(&reader.buffer).is_ok_and(|n| n > FRAME_BYTES_FREE) {
-                    return Err(ApiError::invalid_argument("the first frame must be a Hello"));
+                    return Err(ApiError::invalid_argument(
+                        "the first frame must be a Hello",
+                    ));
                 }
                 if !reader.more().await? {
                     return Ok(None);
@@ -251,7 +256,9 @@ impl NativeService {
             Err(_) => return Err(Some(incomplete())),
         };
         let Ok(ClientFrame::Hello(hello)) = ClientFrame::decode(frame) else {
-            return Err(Some(ApiError::invalid_argument("the first frame must be a Hello")));
+            return Err(Some(ApiError::invalid_argument(
+                "the first frame must be a Hello",
+            )));
         };
         let version = hello.negotiate().ok_or_else(|| {
             ApiError::invalid_argument(format!(
@@ -270,12 +277,23 @@ impl NativeService {
 
     async fn recognise(&self, hello: Hello) -> Result<Session, ApiError> {
         let Some(tokens) = self.shared.access.tokens() else {
-            return Ok(Session { token: Bytes::new(), principal: None, generation: 0 });
+            return Ok(Session {
+                token: Bytes::new(),
+                principal: None,
+                generation: 0,
+            });
         };
         let generation = tokens.generation();
         let token = (!hello.token.is_empty()).then_some(&hello.token[..]);
-        let principal = tokens.verify(token).await.inspect_err(|_| self.count_refused())?;
-        Ok(Session { token: hello.token, principal: Some(principal), generation })
+        let principal = tokens
+            .verify(token)
+            .await
+            .inspect_err(|_| self.count_refused())?;
+        Ok(Session {
+            token: hello.token,
+            principal: Some(principal),
+            generation,
+        })
     }
 
     fn count_refused(&self) {
@@ -285,7 +303,13 @@ impl NativeService {
 
     fn welcome(&self, version: u16) -> Welcome {
         let engine = &self.shared.engine;
-        let bit = |role, bit| if self.shared.config.runs(role) { bit } else { 0 };
+        let bit = |role, bit| {
+            if self.shared.config.runs(role) {
+                bit
+            } else {
+                0
+            }
+        };
         let limits = super::convert::limits();
         let durability = engine.config().durability;
         Welcome {
@@ -416,10 +440,13 @@ impl Conversation<'_> {
 
     fn admit(&self, operation: &'static Operation) -> Result<(), ApiError> {
         let principal = self.session.principal.as_deref();
-        self.shared.access.admit_principal(operation, principal).inspect_err(|_| {
-            let refused = &self.shared.metrics.access_refused;
-            refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        })
+        self.shared
+            .access
+            .admit_principal(operation, principal)
+            .inspect_err(|_| {
+                let refused = &self.shared.metrics.access_refused;
+                refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            })
     }
 
     fn handle(&mut self, raw: native::RawFrame) -> Result<(), ApiError> {
@@ -449,16 +476,12 @@ impl Conversation<'_> {
                     self.begin(id, subscribe.credit_bytes, Request::Subscribe(subscribe))
                 })
             }
-            ClientFrame::StreamHead { partition, stream } => {
-                self.admit(self.operations.stream_head).and_then(|()| {
-                    self.begin(id, u32::MAX, Request::StreamHead { partition, stream })
-                })
-            }
-            ClientFrame::CursorGet { partition, name } => {
-                self.admit(self.operations.cursor_get).and_then(|()| {
-                    self.begin(id, u32::MAX, Request::CursorGet { partition, name })
-                })
-            }
+            ClientFrame::StreamHead { partition, stream } => self
+                .admit(self.operations.stream_head)
+                .and_then(|()| self.begin(id, u32::MAX, Request::StreamHead { partition, stream })),
+            ClientFrame::CursorGet { partition, name } => self
+                .admit(self.operations.cursor_get)
+                .and_then(|()| self.begin(id, u32::MAX, Request::CursorGet { partition, name })),
             ClientFrame::Credit { bytes } => {
                 // One that has just ended may still get credit.
                 if let Some(request) = self.requests.lock().get(&id) {
@@ -500,7 +523,9 @@ impl Conversation<'_> {
     /// Starts a task for a read, a subscription or a look-up.
     fn begin(&self, id: u32, credit: u32, request: Request) -> Result<(), ApiError> {
         if id == 0 {
-            return Err(ApiError::invalid_argument("a request needs an id that is not 0"));
+            return Err(ApiError::invalid_argument(
+                "a request needs an id that is not 0",
+            ));
         }
         let least = u32::try_from(native::CREDIT_BYTES_MIN).expect("some MiB");
         if credit < least {
@@ -513,7 +538,9 @@ impl Conversation<'_> {
             return Err(ApiError::overloaded(reason, 100));
         }
         if requests.contains_key(&id) {
-            return Err(ApiError::invalid_argument(format!("request id {id} is in use")));
+            return Err(ApiError::invalid_argument(format!(
+                "request id {id} is in use"
+            )));
         }
         let credit = Arc::new(Credit::new(credit));
         let task = requests::run(
@@ -531,7 +558,13 @@ impl Conversation<'_> {
             }
         });
         // The lock is held: the task cannot remove itself before it is entered.
-        requests.insert(id, RequestHandle { credit, abort: task.abort_handle() });
+        requests.insert(
+            id,
+            RequestHandle {
+                credit,
+                abort: task.abort_handle(),
+            },
+        );
         Ok(())
     }
 
@@ -540,9 +573,12 @@ impl Conversation<'_> {
         let now_ns = self.shared.clock.monotonic_ns();
         for entry in frame.into_entries() {
             let (id, outcome) = match (entry, &admitted) {
-                (Err((id, error)), _) => {
-                    (id, Err(ApiError::invalid_argument(format!("an illegal append: {error}"))))
-                }
+                (Err((id, error)), _) => (
+                    id,
+                    Err(ApiError::invalid_argument(format!(
+                        "an illegal append: {error}"
+                    ))),
+                ),
                 (Ok(entry), Err(error)) => (entry.request_id, Err(error.clone())),
                 (Ok(entry), Ok(())) => (entry.request_id, self.append_entry(entry, now_ns)),
             };
@@ -553,7 +589,11 @@ impl Conversation<'_> {
     }
 
     fn append_entry(&self, entry: AppendEntry, now_ns: u64) -> Result<(), ApiError> {
-        let AppendEntry { request_id, head, events } = entry;
+        let AppendEntry {
+            request_id,
+            head,
+            events,
+        } = entry;
         let streams = streams_of(&events);
         let cursor = head.cursor.is_some();
         let checksums = events.iter().map(|(checksum, _)| checksum).collect();
@@ -581,18 +621,31 @@ impl Conversation<'_> {
         let bytes = batch.stored_bytes();
         self.outbox.enter(bytes);
         let sink: Arc<dyn AppendSink> = Arc::clone(&self.outbox) as Arc<dyn AppendSink>;
-        engine.append(batch, sink, Tag { request_id, streams, cursor, begun_ns: now_ns }.pack()).map_err(
-            |(error, _)| {
+        engine
+            .append(
+                batch,
+                sink,
+                Tag {
+                    request_id,
+                    streams,
+                    cursor,
+                    begun_ns: now_ns,
+                }
+                .pack(),
+            )
+            .map_err(|(error, _)| {
                 self.outbox.leave(bytes);
                 append_error(&error)
-            },
-        )
+            })
     }
 }
 
 fn condition_item(one: &native::EventMatch) -> ConditionItem {
     let names = |names: &[Text]| names.iter().map(|name| name.as_str().to_owned()).collect();
-    ConditionItem { types: names(&one.types), tags: names(&one.tags) }
+    ConditionItem {
+        types: names(&one.types),
+        tags: names(&one.tags),
+    }
 }
 
 fn expected(expected: ExpectedRevision) -> truthdb_engine::ExpectedRevision {
@@ -607,7 +660,11 @@ fn expected(expected: ExpectedRevision) -> truthdb_engine::ExpectedRevision {
 /// Of how many streams the events are. Bytes that are no events count as one: the engine refuses
 /// them.
 fn streams_of(events: &native::AppendEvents) -> Streams {
-    let name = |bytes| truthdb_event::EventRef::parse_trusted(bytes).ok().map(|e| e.stream());
+    let name = |bytes| {
+        truthdb_event::EventRef::parse_trusted(bytes)
+            .ok()
+            .map(|e| e.stream())
+    };
     match events.len() {
         0 => return Streams::None,
         1 => return Streams::One,
@@ -615,5 +672,9 @@ fn streams_of(events: &native::AppendEvents) -> Streams {
     }
     let mut streams = events.iter().map(|(_, bytes)| name(bytes));
     let first = streams.next();
-    if streams.any(|stream| Some(stream) != first) { Streams::Several } else { Streams::One }
+    if streams.any(|stream| Some(stream) != first) {
+        Streams::Several
+    } else {
+        Streams::One
+    }
 }

@@ -164,7 +164,8 @@ impl Outbox {
 
     /// A page, when there is room for it.
     pub(super) async fn push(&self, frame: Bytes) {
-        self.wait(|inner| inner.frame_bytes < self.outgoing_max).await;
+        self.wait(|inner| inner.frame_bytes < self.outgoing_max)
+            .await;
         self.push_now(frame);
     }
 
@@ -277,7 +278,10 @@ fn encode_replies(shared: &Arc<Shared>, outbox: &Arc<Outbox>, load: &mut Load, o
             }
             Ok(appended) => {
                 let has_event = Tag::streams(tag) == Streams::One;
-                let revisions = has_event.then_some(appended.last_revision).into_iter().collect();
+                let revisions = has_event
+                    .then_some(appended.last_revision)
+                    .into_iter()
+                    .collect();
                 let batch = reply(tag, &appended, revisions, outbox.durability);
                 encoder.push_appended(out, request_id, &batch);
             }
@@ -354,9 +358,13 @@ mod tests {
     #[test]
     fn a_tag_keeps_what_it_is_given() {
         for streams in [Streams::None, Streams::One, Streams::Several] {
-            let packed =
-                Tag { request_id: 0xdead_beef, streams, cursor: true, begun_ns: 7_000_000_000_000 }
-                    .pack();
+            let packed = Tag {
+                request_id: 0xdead_beef,
+                streams,
+                cursor: true,
+                begun_ns: 7_000_000_000_000,
+            }
+            .pack();
             assert_eq!(Tag::request_id(packed), 0xdead_beef);
             assert!(Tag::has_cursor(packed));
             assert_eq!(Tag::streams(packed), streams);

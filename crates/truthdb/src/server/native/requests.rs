@@ -7,11 +7,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use truthdb_api::ApiError;
 use truthdb_api::native::{
     self, CREDIT_BYTES_MIN, CursorState, Direction, FRAME_HEADER_BYTES, PAGE_BYTES_MAX,
     PageEncoder, Position, Read, StreamHead, Subscribe, SubscribeStart, Text, run_bytes,
 };
-use truthdb_api::ApiError;
 use truthdb_log::StoredBatch;
 
 use super::outbox::Outbox;
@@ -58,7 +58,10 @@ pub(super) struct Credit {
 
 impl Credit {
     pub(super) fn new(bytes: u32) -> Credit {
-        Credit { bytes: Mutex::new(bytes.into()), granted: Notify::new() }
+        Credit {
+            bytes: Mutex::new(bytes.into()),
+            granted: Notify::new(),
+        }
     }
 
     pub(super) fn grant(&self, bytes: u32) {
@@ -82,7 +85,9 @@ impl Credit {
     fn spend(&self, bytes: usize) {
         let mut credit = self.bytes.lock();
         let bytes = u64::try_from(bytes).expect("frames are bounded");
-        *credit = credit.checked_sub(bytes).expect("no page is sent beyond the credit");
+        *credit = credit
+            .checked_sub(bytes)
+            .expect("no page is sent beyond the credit");
     }
 }
 
@@ -94,7 +99,12 @@ pub(super) async fn run(
     id: u32,
     request: Request,
 ) {
-    let answer = Answer { shared, outbox, credit, id };
+    let answer = Answer {
+        shared,
+        outbox,
+        credit,
+        id,
+    };
     let outcome = match request {
         Request::Read(read) => answer.read(read).await,
         Request::Subscribe(subscribe) => answer.subscribe(subscribe).await,
@@ -102,7 +112,9 @@ pub(super) async fn run(
         Request::CursorGet { partition, name } => answer.cursor(partition, name).await,
     };
     if let Err(error) = outcome {
-        answer.send(|out| native::encode_error(out, id, &error)).await;
+        answer
+            .send(|out| native::encode_error(out, id, &error))
+            .await;
     }
 }
 
@@ -136,7 +148,8 @@ impl Answer {
                 self.send_page(page, backward).await;
             }
             if scan.is_done() {
-                self.send(|out| native::encode_end(out, self.id, position)).await;
+                self.send(|out| native::encode_end(out, self.id, position))
+                    .await;
                 return Ok(());
             }
         }
@@ -162,10 +175,12 @@ impl Answer {
             match subscription.next(PAGE_BYTES_DEFAULT).await? {
                 SubscriptionItem::Events(page) => self.send_page(page, false).await,
                 SubscriptionItem::CaughtUp(position) => {
-                    self.send(|out| native::encode_caught_up(out, self.id, position)).await;
+                    self.send(|out| native::encode_caught_up(out, self.id, position))
+                        .await;
                 }
                 SubscriptionItem::Heartbeat(position) => {
-                    self.send(|out| native::encode_heartbeat(out, self.id, position)).await;
+                    self.send(|out| native::encode_heartbeat(out, self.id, position))
+                        .await;
                 }
             }
         }
@@ -175,13 +190,26 @@ impl Answer {
         let engine = self.shared.engine.clone();
         let name = stream.as_str().to_owned();
         let system = truthdb_event::is_system_stream(&name);
-        let home = if system { partition } else { engine.partition_of(&name) };
+        let home = if system {
+            partition
+        } else {
+            engine.partition_of(&name)
+        };
         self.shared.check_partition(home)?;
         let read = move || engine.stream_head(&name, system.then_some(home));
-        let head = self.shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+        let head = self
+            .shared
+            .readers
+            .run(read)
+            .await?
+            .map_err(|error| read_error(&error))?;
         let last = head.map(|head| (head.last_revision, head.last_sequence));
-        let head = StreamHead { partition: home, last };
-        self.send(|out| native::encode_stream_head_reply(out, self.id, head)).await;
+        let head = StreamHead {
+            partition: home,
+            last,
+        };
+        self.send(|out| native::encode_stream_head_reply(out, self.id, head))
+            .await;
         Ok(())
     }
 
@@ -189,13 +217,19 @@ impl Answer {
         self.shared.check_partition(partition)?;
         let engine = self.shared.engine.clone();
         let read = move || engine.cursor(partition, name.as_str());
-        let cursor = self.shared.readers.run(read).await?.map_err(|error| read_error(&error))?;
+        let cursor = self
+            .shared
+            .readers
+            .run(read)
+            .await?
+            .map_err(|error| read_error(&error))?;
         let state = cursor.map(|cursor| CursorState {
             position: cursor.position,
             sequence: cursor.sequence,
             timestamp_ns: cursor.timestamp_ns,
         });
-        self.send(|out| native::encode_cursor_reply(out, self.id, state)).await;
+        self.send(|out| native::encode_cursor_reply(out, self.id, state))
+            .await;
         Ok(())
     }
 
@@ -220,12 +254,19 @@ impl Answer {
                     count,
                     &run.body,
                 );
-                last = if backward { run.first_sequence } else { run.last_sequence() };
+                last = if backward {
+                    run.first_sequence
+                } else {
+                    run.last_sequence()
+                };
             }
             let position = if rest.is_empty() {
                 page.position
             } else {
-                Position { position: last, head_sequence }
+                Position {
+                    position: last,
+                    head_sequence,
+                }
             };
             let bytes = encoder.finish(&mut out, position);
             self.credit.spend(bytes);
@@ -245,7 +286,11 @@ struct Rest<'a> {
 impl<'a> Rest<'a> {
     fn new(batches: &'a [StoredBatch], backward: bool) -> Rest<'a> {
         let range = 0..batches.first().map_or(0, |batch| batch.event_count);
-        Rest { batches, range, backward }
+        Rest {
+            batches,
+            range,
+            backward,
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -254,7 +299,10 @@ impl<'a> Rest<'a> {
 
     /// About how many bytes the runs take; at least that.
     fn bytes(&self) -> usize {
-        self.batches.iter().map(|batch| run_bytes(0, batch.body.len())).sum()
+        self.batches
+            .iter()
+            .map(|batch| run_bytes(0, batch.body.len()))
+            .sum()
     }
 
     /// The next run that fits a frame of `budget` bytes of which `used` are taken. In an empty
@@ -293,7 +341,8 @@ impl<'a> Rest<'a> {
             };
             let more = bytes + at(next);
             let fits = run_bytes(usize::try_from(count + 1).expect("a u32 fits"), more) <= room;
-            if !fits && !(empty && count == 0) {
+            let first = empty && count == 0;
+            if !fits && !first {
                 break;
             }
             bytes = more;
