@@ -183,7 +183,10 @@ fn memory_is_what_the_documentation_says() {
         index.push(&keys);
     }
     let per_event = index.memory_bytes() as f64 / events as f64;
-    assert!(per_event <= (24 + 4 * 16 + 64) as f64 + 1.0, "{per_event}");
+    assert!(
+        per_event <= f64::from(24 + 4 * 16 + 64) + 1.0,
+        "{per_event}"
+    );
 }
 
 #[test]

@@ -243,10 +243,10 @@ fn segment(reader: &mut Reader, first: &[u8], options: InspectOptions) -> (Vec<N
     });
     let place = header
         .map(|header| header.place)
-        .or(footer.map(|footer| footer.place));
+        .or_else(|| footer.map(|footer| footer.place));
     let kind = header
         .map(|h| h.kind)
-        .or(footer.map(|f| f.kind))
+        .or_else(|| footer.map(|f| f.kind))
         .unwrap_or(SegmentKind::Active);
     let mut walk = Data {
         reader,

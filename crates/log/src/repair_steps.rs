@@ -70,9 +70,8 @@ fn scan_all(
         .len()
         .map_err(io_error(reader.path(), "measuring"))?;
     let footer = reader.footer().ok().flatten();
-    let end = footer.map_or(length - length % to_u64(BLOCK_BYTES), |footer| {
-        footer.data_end
-    });
+    let whole_blocks = length - length % to_u64(BLOCK_BYTES);
+    let end = footer.map_or(whole_blocks, |footer| footer.data_end);
     Ok(SegmentScan::new(
         storage.as_ref(),
         Arc::clone(reader.file()),

@@ -26,6 +26,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
             text.push('\n');
         }
     }
-    write!(text, "{:06x}  end\n", bytes.len()).unwrap();
+    writeln!(text, "{:06x}  end", bytes.len()).unwrap();
     text
 }

@@ -131,7 +131,9 @@ impl TestLog {
                 &stream,
                 ["made", "changed"][usize::try_from(sequence % 2).unwrap()],
             )
-            .id(EventId::from_bytes(u128::from(sequence).to_be_bytes()))
+            .id(EventId::from_bytes(
+                u128::from(sequence).swap_bytes().to_le_bytes(),
+            ))
             .content_type("text/plain")
             .tag(&format!("tag-{}", sequence % 3))
             .metadata("causation_id", "c")

@@ -415,7 +415,7 @@ impl Verifier<'_> {
             for scanned in batches {
                 self.report.events += u64::from(scanned.batch.event_count);
                 if events.whole {
-                    self.add(&walk.reader.path().to_owned(), &scanned, events);
+                    self.add(walk.reader.path(), &scanned, events);
                 }
             }
             if walk.position - reported >= 1 << 20 {
