@@ -16,6 +16,8 @@
 mod active_index;
 mod batch;
 mod bloom;
+#[doc(hidden)]
+pub mod canary;
 mod chain;
 mod decision;
 mod digest;
@@ -28,8 +30,6 @@ mod index_check;
 mod inspect;
 mod inspect_index;
 mod inspect_layout;
-#[doc(hidden)]
-pub mod canary;
 mod keys;
 mod layout;
 mod manifest;
@@ -52,29 +52,29 @@ mod verify;
 mod verify_walk;
 
 pub use active_index::*;
-pub use heads::*;
-pub use index::*;
-pub use inspect::*;
-pub use inspect_layout::Node;
 pub use batch::*;
 pub use decision::*;
 pub use directory::*;
 pub use discover::*;
 pub use error::*;
+pub use heads::*;
+pub use index::*;
+pub use inspect::*;
+pub use inspect_layout::Node;
+pub use keys::*;
 pub use layout::{FormatError, Place};
 pub use manifest::*;
 pub use merkle::*;
-pub use reader::{SegmentReader, sparse_floor, sparse_floor_time};
-pub use recovery::*;
-pub use scan::{SCAN_DEPTH, SCAN_WINDOW_BYTES, ScannedBatch, SegmentScan};
-pub use segment::*;
-pub use keys::*;
 pub use pack::Compression;
 pub use paged::IndexError;
 pub use proof::*;
+pub use reader::{SegmentReader, sparse_floor, sparse_floor_time};
 pub use rebuild::*;
+pub use recovery::*;
 pub use repair::*;
+pub use scan::{SCAN_DEPTH, SCAN_WINDOW_BYTES, ScannedBatch, SegmentScan};
 pub use seal::*;
+pub use segment::*;
 pub use verify::*;
 
 #[cfg(test)]
