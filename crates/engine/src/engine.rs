@@ -98,7 +98,8 @@ impl Engine {
     /// # Errors
     /// What keeps the whole database from opening; see [`crate::OpenError`].
     pub fn open(world: World, config: EngineConfig) -> Result<Engine, crate::OpenError> {
-        let (engine, stepper) = Engine::open_stepped(world, config)?;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let (engine, stepper) = Engine::open_with(world, config, cores)?;
         let mut threads = engine.inner.threads.lock();
         let cpus = engine.inner.config.writer_cpus.clone();
         for (partition, writer) in stepper.writers.into_iter().enumerate() {

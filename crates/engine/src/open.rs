@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use truthdb_io::{OpenMode, World};
@@ -213,6 +213,15 @@ impl Engine {
         world: World,
         config: EngineConfig,
     ) -> Result<(Engine, Stepper), OpenError> {
+        Engine::open_with(world, config, 1)
+    }
+
+    /// Opens a database; `threads` recover partitions at the same time.
+    pub(crate) fn open_with(
+        world: World,
+        config: EngineConfig,
+        threads: usize,
+    ) -> Result<(Engine, Stepper), OpenError> {
         check_config(&config)?;
         let started = world.clock.monotonic_ns();
         let layout = open_database_layout(&world, "an open database")?;
@@ -239,8 +248,7 @@ impl Engine {
             foreign: layout.foreign,
             ..OpenReport::default()
         };
-        for partition in 0..manifest.partition_count {
-            let (slot, writer, line) = opener.open(partition);
+        for (slot, writer, line) in opener.open_all(threads) {
             slots.push(slot);
             writers.push(writer);
             report.partitions.push(line);
@@ -285,8 +293,38 @@ impl Engine {
     }
 }
 
+type OpenedSlot = (PartitionSlot, Option<PartitionWriter>, PartitionReport);
+
 impl Opener<'_> {
-    fn open(&self, partition: u32) -> (PartitionSlot, Option<PartitionWriter>, PartitionReport) {
+    /// Opens all partitions, in order of their numbers.
+    fn open_all(&self, threads: usize) -> Vec<OpenedSlot> {
+        let count = self.manifest.partition_count;
+        if threads <= 1 || count == 1 {
+            return (0..count).map(|partition| self.open(partition)).collect();
+        }
+        let next = AtomicU32::new(0);
+        let work = || {
+            let mut opened = Vec::new();
+            loop {
+                let partition = next.fetch_add(1, Ordering::Relaxed);
+                if partition >= count {
+                    return opened;
+                }
+                opened.push((partition, self.open(partition)));
+            }
+        };
+        let mut opened: Vec<(u32, OpenedSlot)> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let joined = handles.into_iter().map(|handle| handle.join());
+            joined
+                .flat_map(|result| result.expect("opening reports errors, it does not panic"))
+                .collect()
+        });
+        opened.sort_by_key(|(partition, _)| *partition);
+        opened.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    fn open(&self, partition: u32) -> OpenedSlot {
         let started = self.world.clock.monotonic_ns();
         let result = self.open_partition(partition);
         let duration_ns = self.world.clock.monotonic_ns() - started;

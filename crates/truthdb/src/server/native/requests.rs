@@ -139,19 +139,24 @@ impl Answer {
             0 => PAGE_BYTES_DEFAULT,
             wanted => wanted.clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX),
         };
-        let mut scan = Scan::new(read)?;
+        let (mut scan, mut page) = Scan::new(read)?.next(&self.shared, page_bytes).await?;
         loop {
-            let (next, page) = scan.next(&self.shared, page_bytes).await?;
-            scan = next;
             let position = page.position;
-            if !page.batches.is_empty() {
-                self.send_page(page, backward).await;
-            }
             if scan.is_done() {
-                self.send(|out| native::encode_end(out, self.id, position))
-                    .await;
+                if !page.batches.is_empty() {
+                    self.send_page(page, backward).await;
+                }
+                self.send(|out| native::encode_end(out, self.id, position)).await;
                 return Ok(());
             }
+            // While one page is on its way, the next one is read.
+            let send = async {
+                if !page.batches.is_empty() {
+                    self.send_page(page, backward).await;
+                }
+            };
+            let ((), next) = tokio::join!(send, scan.next(&self.shared, page_bytes));
+            (scan, page) = next?;
         }
     }
 
