@@ -336,7 +336,9 @@ impl Pages {
                 match (backward, position) {
                     (true, 0 | 1) => self.done = true,
                     (true, _) => self.request.start = ReadStart::Sequence(position - 1),
-                    (false, _) => self.request.start = ReadStart::Sequence(position.saturating_add(1)),
+                    (false, _) => {
+                        self.request.start = ReadStart::Sequence(position.saturating_add(1))
+                    }
                 }
             }
             ReadScope::Stream(_) => {
@@ -346,7 +348,9 @@ impl Pages {
                 match (backward, last.revision()) {
                     (true, 0) => self.done = true,
                     (true, revision) => self.request.start = ReadStart::Revision(revision - 1),
-                    (false, revision) => self.request.start = ReadStart::Revision(revision.saturating_add(1)),
+                    (false, revision) => {
+                        self.request.start = ReadStart::Revision(revision.saturating_add(1))
+                    }
                 }
             }
         }
