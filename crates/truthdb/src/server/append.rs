@@ -251,7 +251,7 @@ pub(crate) fn stream_revisions(
     appended: &Appended,
     count: usize,
 ) -> Result<Vec<(String, u64)>, ApiError> {
-    let mut streams: Vec<(String, u64)> = Vec::with_capacity(count);
+    let mut streams: Vec<(String, u64)> = Vec::new();
     let mut places = std::collections::HashMap::new();
     let mut next = appended.first_sequence;
     while next <= appended.last_sequence {
