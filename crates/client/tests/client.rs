@@ -1,6 +1,9 @@
 //! The client against a fake server that speaks the real frame codec over loopback sockets.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests: a failure is a failed test"
+)]
 
 mod fake;
 

@@ -1,6 +1,7 @@
 //! An append on the caller's side of the queue: parsed, validated and hashed before the writer sees it.
 //!
-//! Everything that costs time and needs no state is done here, on the caller's thread, so that the one writer of a
+//! Everything that costs time and needs no state is done here, on the caller's thread, so that the
+//! one writer of a
 //! partition only looks up, copies and counts.
 
 use std::sync::Arc;
@@ -37,7 +38,8 @@ pub const TRIM_EVENT_TYPE: &str = "$trim";
 pub struct EncodedEvents {
     /// Canonical events back to back.
     pub bytes: Bytes,
-    /// Their checksums, if the caller computed them: verified against the bytes, so that damage on the way is noticed.
+    /// Their checksums, if the caller computed them: verified against the bytes, so that damage on
+    /// the way is noticed.
     pub checksums: Option<Vec<u64>>,
     /// What the caller knows of streams of the batch. Streams not named: anything.
     pub expected: Vec<(String, ExpectedRevision)>,
@@ -89,7 +91,8 @@ pub(crate) struct PreparedItem {
 pub struct AppendBatch {
     pub(crate) partition: u32,
     pub(crate) bytes: Bytes,
-    /// Canonical bytes of the events that the engine itself adds (cursor, trim); they come after the caller's.
+    /// Canonical bytes of the events that the engine itself adds (cursor, trim); they come after
+    /// the caller's.
     pub(crate) system_bytes: Vec<u8>,
     pub(crate) events: Vec<PreparedEvent>,
     /// How many of the events are the caller's.
@@ -179,8 +182,19 @@ impl StreamTable {
     }
 }
 
+/// A batch of which some events are parsed.
+struct Parsed {
+    partition: Option<u32>,
+    table: StreamTable,
+    facets: Vec<FacetKey>,
+    events: Vec<PreparedEvent>,
+    /// Where the last event type lies, and its key.
+    last_type: Option<(usize, usize, FacetKey)>,
+}
+
 impl Preparer {
-    /// Validates and hashes a batch of user events. With no partition given, it is that of the first event's stream.
+    /// Validates and hashes a batch of user events. With no partition given, it is that of the
+    /// first event's stream.
     pub(crate) fn prepare(
         &self,
         partition: Option<u32>,
@@ -194,63 +208,27 @@ impl Preparer {
                 count: self.partition_count,
             });
         }
-        let mut partition = partition;
-        let mut table = StreamTable {
-            streams: Vec::new(),
-            map: HashMap::new(),
+        let mut parsed = Parsed {
+            partition,
+            table: StreamTable {
+                streams: Vec::new(),
+                map: HashMap::new(),
+            },
+            facets: Vec::new(),
+            events: Vec::new(),
+            last_type: None,
         };
-        let mut facets = Vec::new();
-        let mut events = Vec::new();
-        let mut last_type: Option<(usize, usize, FacetKey)> = None;
         let mut at = 0;
         while at < input.bytes.len() {
-            let index = events.len();
-            check_limit(
-                "BATCH_EVENTS_MAX",
-                index as u64 + 1,
-                BATCH_EVENTS_MAX as u64,
-            )?;
-            let (event, end) = parse_event(&input.bytes, at, index)?;
-            let owner = self.check_stream(&event, index)?;
-            match partition {
-                None => partition = Some(owner),
-                Some(partition) if partition == owner => {}
-                Some(actual) => {
-                    let stream = event.stream().to_owned();
-                    return Err(AppendError::WrongPartition {
-                        stream,
-                        expected: owner,
-                        actual,
-                    });
-                }
-            }
-            let checksum = event_checksum(&input.bytes[at..end]);
-            check_checksum(input.checksums.as_deref(), index, checksum)?;
-            let key = self.hasher.stream(event.stream().as_bytes());
-            let stream = table.index(key, index);
-            let first_facet = facets.len();
-            let name = event.event_type();
-            // Batches are often of one type: hash it once for a run of equal ones.
-            let type_key = match last_type {
-                Some((start, end, key)) if &input.bytes[start..end] == name.as_bytes() => key,
-                _ => self.hasher.event_type(name.as_bytes()),
-            };
-            let type_start = at + (name.as_ptr().addr() - input.bytes[at..].as_ptr().addr());
-            last_type = Some((type_start, type_start + name.len(), type_key));
-            facets.push(type_key);
-            facets.extend(event.tags().map(|tag| self.hasher.tag(tag.as_bytes())));
-            let id = event.id();
-            events.push(PreparedEvent {
-                start: at,
-                bytes: u32::try_from(end - at).expect("an event's length is limited"),
-                checksum,
-                id,
-                id_hash: self.hasher.id(id.as_bytes()),
-                stream,
-                facets: (first_facet, facets.len()),
-            });
-            at = end;
+            at = self.parse_next(&mut parsed, &input, at)?;
         }
+        let Parsed {
+            partition,
+            table,
+            facets,
+            events,
+            ..
+        } = parsed;
         if input
             .checksums
             .as_ref()
@@ -292,6 +270,63 @@ impl Preparer {
             BATCH_BYTES_MAX as u64,
         )?;
         Ok(batch)
+    }
+
+    /// Takes the event that begins at `at`, and says where the next one begins.
+    fn parse_next(
+        &self,
+        parsed: &mut Parsed,
+        input: &EncodedEvents,
+        at: usize,
+    ) -> Result<usize, AppendError> {
+        let index = parsed.events.len();
+        check_limit(
+            "BATCH_EVENTS_MAX",
+            index as u64 + 1,
+            BATCH_EVENTS_MAX as u64,
+        )?;
+        let (event, end) = parse_event(&input.bytes, at, index)?;
+        let owner = self.check_stream(&event, index)?;
+        match parsed.partition {
+            None => parsed.partition = Some(owner),
+            Some(partition) if partition == owner => {}
+            Some(actual) => {
+                let stream = event.stream().to_owned();
+                return Err(AppendError::WrongPartition {
+                    stream,
+                    expected: owner,
+                    actual,
+                });
+            }
+        }
+        let checksum = event_checksum(&input.bytes[at..end]);
+        check_checksum(input.checksums.as_deref(), index, checksum)?;
+        let key = self.hasher.stream(event.stream().as_bytes());
+        let stream = parsed.table.index(key, index);
+        let first_facet = parsed.facets.len();
+        let name = event.event_type();
+        // Batches are often of one type: hash it once for a run of equal ones.
+        let type_key = match parsed.last_type {
+            Some((start, end, key)) if &input.bytes[start..end] == name.as_bytes() => key,
+            _ => self.hasher.event_type(name.as_bytes()),
+        };
+        let type_start = at + (name.as_ptr().addr() - input.bytes[at..].as_ptr().addr());
+        parsed.last_type = Some((type_start, type_start + name.len(), type_key));
+        parsed.facets.push(type_key);
+        parsed
+            .facets
+            .extend(event.tags().map(|tag| self.hasher.tag(tag.as_bytes())));
+        let id = event.id();
+        parsed.events.push(PreparedEvent {
+            start: at,
+            bytes: u32::try_from(end - at).expect("an event's length is limited"),
+            checksum,
+            id,
+            id_hash: self.hasher.id(id.as_bytes()),
+            stream,
+            facets: (first_facet, parsed.facets.len()),
+        });
+        Ok(end)
     }
 
     /// A batch of one event of the engine's own.

@@ -14,10 +14,12 @@ use crate::error::ReadError;
 use crate::shared::SegmentBody;
 
 impl Engine {
-    /// Makes the proof that a committed event is part of the partition's history. Reads the event's whole segment.
+    /// Makes the proof that a committed event is part of the partition's history. Reads the event's
+    /// whole segment.
     ///
     /// # Errors
-    /// [`ReadError::Trimmed`], [`ReadError::Invalid`] if the event is not committed or waits for the seal of an earlier
+    /// [`ReadError::Trimmed`], [`ReadError::Invalid`] if the event is not committed or waits for
+    /// the seal of an earlier
     /// segment, [`ReadError::Prove`] if the segment is damaged.
     pub fn prove(&self, partition: u32, sequence: u64) -> Result<Proof, ReadError> {
         let shared = self.shared(partition)?;
@@ -84,7 +86,8 @@ impl Engine {
         }
     }
 
-    /// Verifies the sealed segments of a partition, or of all, while the database is open. `deep` also follows every stream
+    /// Verifies the sealed segments of a partition, or of all, while the database is open. `deep`
+    /// also follows every stream
     /// from segment to segment. `progress` ends the work by [`ControlFlow::Break`].
     ///
     /// # Errors

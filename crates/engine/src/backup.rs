@@ -1,7 +1,9 @@
 //! Backups: a consistent set of files while appends go on.
 //!
-//! A session fixes, for each partition, the segments and the committed end of the unsealed ones. Sealed segments are
-//! immutable files, copied as they are and skipped by a target that has them already (same chain hash); of an unsealed
+//! A session fixes, for each partition, the segments and the committed end of the unsealed ones.
+//! Sealed segments are
+//! immutable files, copied as they are and skipped by a target that has them already (same chain
+//! hash); of an unsealed
 //! segment the committed bytes are copied, which recovery takes for a segment that was stopped there.
 
 use std::sync::Arc;
@@ -182,7 +184,8 @@ impl BackupSession {
         &self.partitions
     }
 
-    /// Reads bytes of a segment; fewer than asked for only at its end, none beyond it. `offset` is a multiple of 4096.
+    /// Reads bytes of a segment; fewer than asked for only at its end, none beyond it. `offset` is
+    /// a multiple of 4096.
     ///
     /// # Errors
     /// If the segment is not part of the session, or the disk fails.

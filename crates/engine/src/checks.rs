@@ -1,6 +1,7 @@
 //! What an append must pass before it is encoded: idempotency, expected revisions, the append condition.
 //!
-//! All are decided by the writer against exactly the state before the append, including what is encoded and not yet
+//! All are decided by the writer against exactly the state before the append, including what is
+//! encoded and not yet
 //! committed; so decisions are serialised with the log.
 
 use std::sync::Arc;
@@ -108,7 +109,8 @@ fn same_batch(
     }))
 }
 
-/// The end of a stream, encoded and not yet committed events included. A stream without events has next revision 0.
+/// The end of a stream, encoded and not yet committed events included. A stream without events has
+/// next revision 0.
 pub(crate) fn stream_head(
     shared: &PartitionShared,
     cache: &mut StreamCache,
@@ -148,7 +150,8 @@ pub(crate) fn expected_revisions(
     Ok(())
 }
 
-/// After a conflict of revisions: was it this very batch that moved the stream? Then it is a repeated append, however
+/// After a conflict of revisions: was it this very batch that moved the stream? Then it is a
+/// repeated append, however
 /// long ago the first one was.
 pub(crate) fn appended_before(
     shared: &PartitionShared,

@@ -7,7 +7,8 @@ use std::time::Duration;
 pub enum Durability {
     /// Acknowledged means on stable storage. The default.
     FlushEachGroup,
-    /// Acknowledged means given to the kernel; a flush follows within the interval. A power cut may lose that much.
+    /// Acknowledged means given to the kernel; a flush follows within the interval. A power cut may
+    /// lose that much.
     FlushInterval(Duration),
     /// Acknowledged means given to the kernel, never flushed. For tests only.
     Os,
@@ -40,7 +41,8 @@ pub struct EngineConfig {
     pub durability: Durability,
     /// Group writes in flight at once, each partition (1..=16).
     pub writes_in_flight_max: usize,
-    /// A group is closed at this size, each partition (64 KiB..=16 MiB). A batch that is larger gets a group of its own.
+    /// A group is closed at this size, each partition (64 KiB..=16 MiB). A batch that is larger
+    /// gets a group of its own.
     pub group_bytes_max: usize,
     /// Appends waiting for the writer: at most this many bytes, each partition.
     pub queue_bytes_max: usize,
@@ -62,7 +64,8 @@ pub struct EngineConfig {
     pub compress: bool,
     /// When old segments may be removed.
     pub retention: Retention,
-    /// CPUs to pin the writer threads to, in partition order, reused from the start when there are more partitions. Empty: not pinned.
+    /// CPUs to pin the writer threads to, in partition order, reused from the start when there are
+    /// more partitions. Empty: not pinned.
     pub writer_cpus: Vec<usize>,
     /// Accept appends. Without it the engine only reads.
     pub ingest: bool,

@@ -68,7 +68,8 @@ pub struct Stepper {
 
 impl Stepper {
     /// Lets the writer of a partition do what it can. `None`: it has finished (or the partition has none).
-    /// Else how long to wait at most before the next step, nanoseconds; `Some(None)`: until something happens.
+    /// Else how long to wait at most before the next step, nanoseconds; `Some(None)`: until
+    /// something happens.
     pub fn step_writer(&mut self, partition: usize) -> Option<Option<u64>> {
         let next = self.writers[partition].as_mut()?.step();
         if next.is_none() {
@@ -312,7 +313,8 @@ impl Engine {
         }
     }
 
-    /// All cursors of a partition with their newest positions, by name. Reads every cursor commit that is left.
+    /// All cursors of a partition with their newest positions, by name. Reads every cursor commit
+    /// that is left.
     ///
     /// # Errors
     /// See [`ReadError`].
@@ -358,7 +360,8 @@ impl Engine {
             .map_or(1, |shared| shared.view().first_sequence)
     }
 
-    /// Has a function called with the last committed sequence after each group commit, on the writer's thread: it must be
+    /// Has a function called with the last committed sequence after each group commit, on the
+    /// writer's thread: it must be
     /// cheap and must not block.
     pub fn on_commit(&self, partition: u32, hook: Box<dyn Fn(u64) + Send + Sync>) {
         if let Ok(shared) = self.shared(partition) {
@@ -399,7 +402,8 @@ impl Engine {
         Ok(plan_trim(self.shared(partition)?, to))
     }
 
-    /// Records a planned trim in the log and waits for its commit. The files are removed in the background; reads begin
+    /// Records a planned trim in the log and waits for its commit. The files are removed in the
+    /// background; reads begin
     /// at the new first sequence at once. An empty plan does nothing.
     ///
     /// # Errors
@@ -461,7 +465,8 @@ impl Engine {
         }
     }
 
-    /// Refuses new appends, finishes those accepted, flushes, marks each partition as cleanly stopped and joins all threads.
+    /// Refuses new appends, finishes those accepted, flushes, marks each partition as cleanly
+    /// stopped and joins all threads.
     /// A second call does nothing.
     pub fn shutdown(&self) -> ShutdownReport {
         self.begin_shutdown();
@@ -474,7 +479,8 @@ impl Engine {
         self.end_shutdown()
     }
 
-    /// Stops all threads where they are, without finishing anything: to the data directory it is as if the process had been
+    /// Stops all threads where they are, without finishing anything: to the data directory it is as
+    /// if the process had been
     /// killed. For tests of recovery.
     #[doc(hidden)]
     pub fn abandon(&self) {

@@ -63,7 +63,8 @@ pub enum AppendError {
         /// Sequence of one matching event.
         sequence: u64,
     },
-    /// An event id was used before with other content, or only some of the batch's ids were. Nothing was written.
+    /// An event id was used before with other content, or only some of the batch's ids were.
+    /// Nothing was written.
     #[error(
         "event id {id} was already used at sequence {sequence} for something else than this batch"
     )]
@@ -105,7 +106,8 @@ pub enum AppendError {
         /// Why, and what to do.
         reason: Arc<str>,
     },
-    /// The write or its flush failed. The batch may or may not be in the log after a restart; append it again with the same ids then.
+    /// The write or its flush failed. The batch may or may not be in the log after a restart;
+    /// append it again with the same ids then.
     #[error("the write of this batch failed; it may or may not be stored")]
     Unknown {
         /// The partition.
@@ -204,14 +206,16 @@ pub enum ReadError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// A segment could not be read: it is damaged, or the disk failed. Nothing of the damaged batch is returned.
+    /// A segment could not be read: it is damaged, or the disk failed. Nothing of the damaged batch
+    /// is returned.
     #[error("a segment could not be read")]
     Log {
         /// Which file, where, and which sequences.
         #[source]
         source: Arc<truthdb_log::ReadError>,
     },
-    /// An index of a segment could not be read. It is derived: restart the server, or rebuild it with `truthdb repair`.
+    /// An index of a segment could not be read. It is derived: restart the server, or rebuild it
+    /// with `truthdb repair`.
     #[error("the index of {path} could not be read")]
     Index {
         /// The segment.
@@ -220,7 +224,8 @@ pub enum ReadError {
         #[source]
         source: Arc<truthdb_log::IndexError>,
     },
-    /// The index of stream heads could not be read. It is derived: restart the server, or rebuild it with `truthdb repair`.
+    /// The index of stream heads could not be read. It is derived: restart the server, or rebuild
+    /// it with `truthdb repair`.
     #[error("the index of stream heads could not be read")]
     Heads {
         /// What is wrong.

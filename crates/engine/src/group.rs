@@ -1,7 +1,9 @@
 //! Groups: batches encoded back to back into an append chunk, to be written and flushed together.
 //!
-//! A group begins on a block boundary and is padded to the next one, so that a committed block is never written again.
-//! Its batches are encoded when they are accepted; what is known only at submission (`flushed_sequence`, and with it
+//! A group begins on a block boundary and is padded to the next one, so that a committed block is
+//! never written again.
+//! Its batches are encoded when they are accepted; what is known only at submission
+//! (`flushed_sequence`, and with it
 //! the chain of header checksums) is filled in by [`GroupEncoder::finish`].
 
 use std::collections::VecDeque;
@@ -184,7 +186,8 @@ impl GroupEncoder {
         tail
     }
 
-    /// Gives a chunk back that the tail cache no longer needs. Beyond `spare_max`, and larger ones, are freed.
+    /// Gives a chunk back that the tail cache no longer needs. Beyond `spare_max`, and larger ones,
+    /// are freed.
     pub(crate) fn recycle(&mut self, chunk: Arc<AppendChunk>, spare_max: usize) {
         if chunk.capacity() == CHUNK_BYTES && self.spare.len() < spare_max {
             self.spare.push(chunk);

@@ -1,8 +1,11 @@
 //! The event ids of the last N events of a partition: what makes a repeated append harmless.
 //!
-//! A fixed table of buckets, one cache line each; an id may lie in two of them. Nothing is ever removed: an entry whose
-//! sequence has left the window counts as free. So a look-up touches two lines, an insertion the same two, and neither
-//! allocates or moves anything. Ids are kept as keyed 64-bit hashes; a hit is a candidate that the caller confirms by
+//! A fixed table of buckets, one cache line each; an id may lie in two of them. Nothing is ever
+//! removed: an entry whose
+//! sequence has left the window counts as free. So a look-up touches two lines, an insertion the
+//! same two, and neither
+//! allocates or moves anything. Ids are kept as keyed 64-bit hashes; a hit is a candidate that the
+//! caller confirms by
 //! reading the event.
 
 use hashbrown::HashMap;
@@ -10,7 +13,8 @@ use hashbrown::HashMap;
 /// Entries of a bucket: `(hash, sequence)`; sequence 0 means free, since sequences start at 1.
 const WAYS: usize = 4;
 
-/// 64 bytes. A plain array, so that a large table comes zeroed from the operating system and is touched only as it fills;
+/// 64 bytes. A plain array, so that a large table comes zeroed from the operating system and is
+/// touched only as it fills;
 /// such memory begins on a page, hence each bucket on a cache line.
 type Bucket = [(u64, u64); WAYS];
 
@@ -25,7 +29,8 @@ pub(crate) struct IdWindow {
     newest: u64,
 }
 
-/// Overflowed ids are looked through for ones that left the window when there are this many, so that they stay few.
+/// Overflowed ids are looked through for ones that left the window when there are this many, so
+/// that they stay few.
 const OVERFLOW_MAX: usize = 4096;
 
 impl IdWindow {

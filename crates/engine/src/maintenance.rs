@@ -1,7 +1,9 @@
 //! What goes on beside the appends: making the next segment, sealing closed ones, merging indexes, trimming.
 //!
-//! One thread for the database. Each [`Maintenance::step`] does one piece of work, so that a simulator can stop between
-//! any two. Nothing here is needed for an acknowledgement, except that the writer waits when no segment is prepared.
+//! One thread for the database. Each [`Maintenance::step`] does one piece of work, so that a
+//! simulator can stop between
+//! any two. Nothing here is needed for an acknowledgement, except that the writer waits when no
+//! segment is prepared.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,7 +46,8 @@ pub(crate) struct Maintenance {
     files: Arc<OpenSegments>,
     signal: Arc<MaintenanceSignal>,
     preparer: Arc<crate::append::Preparer>,
-    /// Partitions whose last seal failed, with the monotonic time to try again: one bad segment must not keep the others waiting.
+    /// Partitions whose last seal failed, with the monotonic time to try again: one bad segment
+    /// must not keep the others waiting.
     retry_at: Vec<u64>,
     /// Trim points that this process made durable.
     stored_trims: Vec<Option<TrimPoint>>,
@@ -154,7 +157,8 @@ impl Maintenance {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
         );
         if shared.disk_full().is_none() {
-            tracing::warn!(path, error = %error, "cannot prepare the next segment; appends stop when the active one is full. \
+            tracing::warn!(path, error = %error,
+                "cannot prepare the next segment; appends stop when the active one is full. \
                 Free space (or mend the disk): the server goes on by itself");
         }
         let free = self
@@ -162,7 +166,8 @@ impl Maintenance {
             .storage
             .space()
             .map_or(0, |space| space.free_bytes);
-        // Any failure to make the file has the same effect and the same cure as a full disk: wait, and try again.
+        // Any failure to make the file has the same effect and the same cure as a full disk: wait,
+        // and try again.
         shared.set_disk_full(Some((
             if full {
                 free.min(shared.segment_bytes - 1)
@@ -340,7 +345,8 @@ impl Maintenance {
         shared.cache.forget(shared.partition, segment.number);
         for path in paths {
             if let Err(error) = remove_if_there(&self.world, &path) {
-                tracing::warn!(path = %path, error = %error, "cannot remove a trimmed file; the next start tries again");
+                tracing::warn!(path = %path, error = %error,
+                    "cannot remove a trimmed file; the next start tries again");
             }
         }
         add(&shared.counters.trimmed_segments, 1);
@@ -374,7 +380,8 @@ impl Maintenance {
                     continue;
                 }
                 if let Err(error) = record_trim(shared, &self.preparer, &plan) {
-                    tracing::warn!(partition = shared.partition, stream = TRIM_STREAM, error = %crate::error::chain(&error),
+                    tracing::warn!(partition = shared.partition, stream = TRIM_STREAM,
+                        error = %crate::error::chain(&error),
                         "retention could not be recorded; nothing was removed");
                 }
             }

@@ -293,6 +293,51 @@ impl Engine {
     }
 }
 
+/// How far a partition's log reaches, segment by segment.
+struct LogEnd {
+    next_sequence: u64,
+    timestamp_ns: u64,
+    previous_checksum: u64,
+    /// The last unsealed segment, and where its next group goes.
+    active: Option<(Arc<Segment>, Arc<Unsealed>, u64)>,
+    tail: RecoveredTail,
+}
+
+impl LogEnd {
+    /// The end of the sealed segments.
+    fn after(last: Option<&Footer>) -> LogEnd {
+        LogEnd {
+            next_sequence: last.map_or(1, |footer| footer.last_sequence + 1),
+            timestamp_ns: last.map_or(0, |footer| footer.last_timestamp_ns),
+            previous_checksum: last.map_or(0, |footer| footer.last_batch_checksum),
+            active: None,
+            tail: RecoveredTail {
+                events: 0,
+                clean_stop: true,
+                cut: None,
+            },
+        }
+    }
+
+    /// Goes on with a recovered segment, and returns it.
+    fn extend(&mut self, recovered: RecoveredSegment, body: Arc<Unsealed>) -> Arc<Segment> {
+        let events = recovered.next_sequence - recovered.header.base_sequence;
+        self.tail.events += events;
+        self.tail.clean_stop = recovered.clean_stop || events == 0;
+        self.next_sequence = recovered.next_sequence;
+        self.timestamp_ns = self.timestamp_ns.max(recovered.last_timestamp_ns);
+        self.previous_checksum = recovered.last_checksum;
+        let segment = Arc::new(unsealed_segment(&recovered.header, &body));
+        if let Some(cut) = recovered.cut {
+            tracing::warn!(path = %segment.path, offset = cut.offset, bytes = cut.bytes, rule = cut.rule,
+                "torn tail was cut: these bytes were never acknowledged");
+            self.tail.cut = Some((segment.path.clone(), cut));
+        }
+        self.active = Some((Arc::clone(&segment), body, recovered.write_offset()));
+        segment
+    }
+}
+
 type OpenedSlot = (PartitionSlot, Option<PartitionWriter>, PartitionReport);
 
 impl Opener<'_> {
@@ -378,33 +423,17 @@ impl Opener<'_> {
         if needs_segment && self.config.ingest {
             self.make_first_unsealed(partition, &mut found)?;
         }
-        let unsealed = self.recover_unsealed(&found, &heads)?;
-        let mut tail = RecoveredTail {
-            events: 0,
-            clean_stop: true,
-            cut: None,
-        };
-        let last_footer = found.segments.iter().rev().find_map(|info| info.footer());
-        let mut next_sequence = last_footer.map_or(1, |footer| footer.last_sequence + 1);
-        let mut timestamp_ns = last_footer.map_or(0, |footer| footer.last_timestamp_ns);
-        let mut previous_checksum = last_footer.map_or(0, |footer| footer.last_batch_checksum);
-        let mut active = None;
-        for (recovered, body) in unsealed {
-            tail.events += recovered.next_sequence - recovered.header.base_sequence;
-            tail.clean_stop =
-                recovered.clean_stop || recovered.next_sequence == recovered.header.base_sequence;
-            next_sequence = recovered.next_sequence;
-            timestamp_ns = timestamp_ns.max(recovered.last_timestamp_ns);
-            previous_checksum = recovered.last_checksum;
-            let segment = Arc::new(unsealed_segment(&recovered.header, &body));
-            if let Some(cut) = recovered.cut {
-                tracing::warn!(path = %segment.path, offset = cut.offset, bytes = cut.bytes, rule = cut.rule,
-                    "torn tail was cut: these bytes were never acknowledged");
-                tail.cut = Some((segment.path.clone(), cut));
-            }
-            active = Some((Arc::clone(&segment), body, recovered.write_offset()));
-            segments.push(segment);
+        let mut end = LogEnd::after(found.segments.iter().rev().find_map(|info| info.footer()));
+        for (recovered, body) in self.recover_unsealed(&found, &heads)? {
+            segments.push(end.extend(recovered, body));
         }
+        let LogEnd {
+            next_sequence,
+            timestamp_ns,
+            previous_checksum,
+            active,
+            tail,
+        } = end;
         let first_sequence = found.trim.first_sequence;
         let state = if self.config.ingest {
             PartitionState::Open

@@ -135,7 +135,8 @@ impl PageBuilder<'_> {
         self.batches.push(run);
     }
 
-    /// Takes what passes of a batch, from `from` on (forward) or back (backward). Returns whether there is room for more.
+    /// Takes what passes of a batch, from `from` on (forward) or back (backward). Returns whether
+    /// there is room for more.
     fn take(&mut self, batch: &StoredBatch, from: u64, forward: bool) -> bool {
         self.scan_left = self.scan_left.saturating_sub(batch.body_bytes());
         let (first, last) = (batch.first_sequence, batch.last_sequence());

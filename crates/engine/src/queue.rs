@@ -1,7 +1,9 @@
 //! The bounded queue between callers and a partition's writer.
 //!
-//! Bounded in bytes and in batches: over a bound the caller gets an error at once, so memory never grows with load.
-//! The writer takes everything that waits by swapping two deques under the lock, so the lock is held for a moment only
+//! Bounded in bytes and in batches: over a bound the caller gets an error at once, so memory never
+//! grows with load.
+//! The writer takes everything that waits by swapping two deques under the lock, so the lock is
+//! held for a moment only
 //! and neither side allocates in steady state.
 
 use std::collections::VecDeque;

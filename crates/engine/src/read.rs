@@ -1,7 +1,9 @@
-//! Reads: find the place by an index, take it from the tail cache or the disk, check it, return whole runs of events.
+//! Reads: find the place by an index, take it from the tail cache or the disk, check it, return
+//! whole runs of events.
 //!
 //! Nothing here takes part in the writer's decisions except through [`batch_at`], [`stream_head`] and
-//! [`sequence_of_revision`]. All of it may run on any thread; what needs the disk blocks for one window at a time.
+//! [`sequence_of_revision`]. All of it may run on any thread; what needs the disk blocks for one
+//! window at a time.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,7 +57,8 @@ pub(crate) fn log_error(source: truthdb_log::ReadError) -> ReadError {
     }
 }
 
-/// Reads the batches at a place of a segment, about `bytes_max` bytes of them, at least one unless it is the end.
+/// Reads the batches at a place of a segment, about `bytes_max` bytes of them, at least one unless
+/// it is the end.
 pub(crate) fn window(
     shared: &PartitionShared,
     segment: &Segment,
@@ -414,7 +417,8 @@ pub(crate) fn stream_slice(
             None => break,
         }
     }
-    // All of the stream's revisions below the oldest part found were trimmed, unless the search stopped before.
+    // All of the stream's revisions below the oldest part found were trimmed, unless the search
+    // stopped before.
     let oldest = parts.last().map_or(0, |part| part.2.first_revision);
     let first_revision = if oldest > lowest_wanted { oldest } else { 0 };
     let mut slice = StreamSlice {

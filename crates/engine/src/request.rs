@@ -29,7 +29,8 @@ impl fmt::Display for ExpectedRevision {
     }
 }
 
-/// One alternative of an append condition: an event matches if it has one of the types (any, if empty) and all of the tags.
+/// One alternative of an append condition: an event matches if it has one of the types (any, if
+/// empty) and all of the tags.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConditionItem {
     /// Event types, any of them. Empty: any type.
@@ -38,7 +39,8 @@ pub struct ConditionItem {
     pub tags: Vec<String>,
 }
 
-/// "Fail if an event that matches one of these items exists after sequence `after`" (of the batch's partition).
+/// "Fail if an event that matches one of these items exists after sequence `after`" (of the batch's
+/// partition).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AppendCondition {
     /// The alternatives (1 to 16). Each needs a type or a tag.
@@ -92,7 +94,8 @@ pub enum ReadFrom {
     Start,
     /// This sequence, included.
     Sequence(u64),
-    /// Forward: the first event with this timestamp (nanoseconds UTC) or a later one. Backward: the last one at or before it.
+    /// Forward: the first event with this timestamp (nanoseconds UTC) or a later one. Backward: the
+    /// last one at or before it.
     Time(u64),
 }
 
@@ -134,13 +137,16 @@ pub struct ReadRequest {
 /// A page of a partition's events.
 #[derive(Debug, Clone)]
 pub struct ReadPage {
-    /// Runs of events with consecutive sequences, in the order of reading; events inside a run are always ascending.
+    /// Runs of events with consecutive sequences, in the order of reading; events inside a run are
+    /// always ascending.
     pub batches: Vec<StoredBatch>,
     /// Which way it was read.
     pub direction: Direction,
-    /// Sequence to continue from, in the same direction. `None`: nothing is left (backward), or (forward) never.
+    /// Sequence to continue from, in the same direction. `None`: nothing is left (backward), or
+    /// (forward) never.
     pub next: Option<u64>,
-    /// Forward: whether the page reaches what was committed when it was read. Backward: whether it reaches the first event.
+    /// Forward: whether the page reaches what was committed when it was read. Backward: whether it
+    /// reaches the first event.
     pub at_end: bool,
     /// Last committed sequence of the partition when the page was read.
     pub committed: u64,

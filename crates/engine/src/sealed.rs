@@ -1,6 +1,7 @@
 //! Sealed segments: opened when they are needed, closed again when others are.
 //!
-//! A database may have thousands of sealed segments. Only their footers stay in memory; files, sparse indexes and
+//! A database may have thousands of sealed segments. Only their footers stay in memory; files,
+//! sparse indexes and
 //! segment indexes are opened on demand and kept in one bounded, least-recently-used table.
 
 use std::collections::BTreeMap;
@@ -56,7 +57,8 @@ impl OpenSegments {
         self.footers.write().remove(&(partition, segment));
     }
 
-    /// Opens the index of a sealed segment; makes it again if it is missing or damaged, older ones that it needs first.
+    /// Opens the index of a sealed segment; makes it again if it is missing or damaged, older ones
+    /// that it needs first.
     fn open_index(
         &self,
         partition: u32,

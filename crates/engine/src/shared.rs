@@ -1,6 +1,7 @@
 //! What the writer, the maintenance and the readers of a partition share.
 //!
-//! Readers take immutable views: the list of segments behind one `Arc`, each segment's body behind another, the tail
+//! Readers take immutable views: the list of segments behind one `Arc`, each segment's body behind
+//! another, the tail
 //! cache's chunks by reference. Locks are held for a few pointer copies or index look-ups, never across I/O.
 
 use std::collections::VecDeque;
@@ -263,7 +264,10 @@ impl PartitionShared {
     /// Closed segments that wait for their seal.
     pub(crate) fn closed_segments(&self) -> usize {
         let view = self.view.read();
-        let closed = |segment: &&Arc<Segment>| matches!(&*segment.body.read(), SegmentBody::Unsealed(u) if u.closed.load(Ordering::Acquire));
+        let closed = |segment: &&Arc<Segment>| match &*segment.body.read() {
+            SegmentBody::Unsealed(unsealed) => unsealed.closed.load(Ordering::Acquire),
+            SegmentBody::Sealed(_) => false,
+        };
         view.segments
             .iter()
             .rev()

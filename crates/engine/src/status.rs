@@ -13,7 +13,8 @@ pub enum PartitionState {
     ReadOnly,
     /// Reads; appends are refused until there is space for another segment.
     DiskFull,
-    /// Reads; appends are refused for good in this process, because a write or its flush failed or the engine stops.
+    /// Reads; appends are refused for good in this process, because a write or its flush failed or
+    /// the engine stops.
     Stopped {
         /// Why, and what to do.
         reason: String,

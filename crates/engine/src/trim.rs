@@ -1,8 +1,11 @@
 //! Trim: removing whole sealed segments from the start of a partition, as a fact in the log.
 //!
-//! Order, and what a crash leaves: (1) the `$trim` event is committed: nothing is gone yet, the first sequence is raised
-//! for readers; (2) the trim point is made durable in `trim.bin`: from now on missing segments before it are no loss; (3) the
-//! maintenance removes their files, oldest first. A crash after (1) or (2) only means that files are removed later:
+//! Order, and what a crash leaves: (1) the `$trim` event is committed: nothing is gone yet, the
+//! first sequence is raised
+//! for readers; (2) the trim point is made durable in `trim.bin`: from now on missing segments
+//! before it are no loss; (3) the
+//! maintenance removes their files, oldest first. A crash after (1) or (2) only means that files
+//! are removed later:
 //! opening finds the event, or the file.
 
 use std::sync::Arc;
@@ -166,7 +169,8 @@ pub(crate) fn submit_trim(
     shared.queue.push(append).map_err(|(error, _)| error)
 }
 
-/// Records a trim and returns at once: what the maintenance does, which must not wait for a writer that may wait for it.
+/// Records a trim and returns at once: what the maintenance does, which must not wait for a writer
+/// that may wait for it.
 pub(crate) fn record_trim(
     shared: &Arc<PartitionShared>,
     preparer: &Preparer,

@@ -1,14 +1,21 @@
-//! The writer of a partition: a synchronous state machine that orders, checks, encodes, writes and acknowledges.
+//! The writer of a partition: a synchronous state machine that orders, checks, encodes, writes and
+//! acknowledges.
 //!
-//! [`PartitionWriter::step`] does everything that can be done now and says how long to wait for more. In production a
-//! thread of its own calls it; a simulator calls it instead and decides when and in what order the disk answers.
+//! [`PartitionWriter::step`] does everything that can be done now and says how long to wait for
+//! more. In production a
+//! thread of its own calls it; a simulator calls it instead and decides when and in what order the
+//! disk answers.
 //!
 //! Invariants, checked where they could break:
 //! 1. committed <= flushed (with `flush-each-group`) <= appended; each only grows.
-//! 2. Acknowledgements leave in the order of sequences, and only when everything before them is as durable as asked.
-//! 3. A block that was submitted is never written again; zeros are written ahead only where no data is or will be before they land.
-//! 4. After a failed write or flush nothing is acknowledged any more in this process: a later success proves nothing.
-//! 5. A segment is entered only when all writes to its predecessor are durable; so a successor proves its predecessor whole.
+//! 2. Acknowledgements leave in the order of sequences, and only when everything before them is as
+//!    durable as asked.
+//! 3. A block that was submitted is never written again; zeros are written ahead only where no data
+//!    is or will be before they land.
+//! 4. After a failed write or flush nothing is acknowledged any more in this process: a later
+//!    success proves nothing.
+//! 5. A segment is entered only when all writes to its predecessor are durable; so a successor
+//!    proves its predecessor whole.
 
 mod upkeep;
 
@@ -38,7 +45,8 @@ use crate::stream_cache::StreamCache;
 
 /// Zeros are written ahead in steps of this many bytes.
 const ZERO_STEP_BYTES: usize = 1 << 20;
-/// Zeros are written ahead only while groups are smaller than this on average: a larger write gains nothing from it.
+/// Zeros are written ahead only while groups are smaller than this on average: a larger write gains
+/// nothing from it.
 const ZERO_GROUP_BYTES_MAX: u64 = 128 * 1024;
 /// At a clean stop a segment with more data than this is sealed, so that the next start has little to scan.
 pub(crate) const CLEAN_STOP_SCAN_BYTES_MAX: u64 = 8 << 20;
@@ -208,7 +216,8 @@ impl PartitionWriter {
         self.completions = completions;
     }
 
-    /// Does all that can be done now. Returns how long to wait at most (`Some(None)`: until woken), or `None` when finished.
+    /// Does all that can be done now. Returns how long to wait at most (`Some(None)`: until woken),
+    /// or `None` when finished.
     pub(crate) fn step(&mut self) -> Option<Option<u64>> {
         if self.shared.abandoned.load(Ordering::Acquire) {
             return None;
@@ -587,7 +596,8 @@ impl PartitionWriter {
         }
         let end = self.unsealed.end_offset.load(Ordering::Acquire);
         if self.config.durability != Durability::FlushEachGroup && self.flushed_offset < end {
-            // A successor proves its predecessor whole, so the predecessor is flushed first, whatever is promised.
+            // A successor proves its predecessor whole, so the predecessor is flushed first,
+            // whatever is promised.
             self.submit_sync();
             return Err(None);
         }
@@ -638,7 +648,8 @@ impl PartitionWriter {
         }
     }
 
-    /// Gives the prepared file its header and its name, durably. Nothing is in flight, so everything before is whole.
+    /// Gives the prepared file its header and its name, durably. Nothing is in flight, so
+    /// everything before is whole.
     fn begin_segment(&self, prepared: &Prepared, header: &SegmentHeader) -> io::Result<()> {
         let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
         block.copy_from_slice(&header.encode());

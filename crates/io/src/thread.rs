@@ -15,7 +15,8 @@ pub fn pin_current_thread(cpu: usize) -> io::Result<()> {
     Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
-/// Lets the calling thread step back behind others: background work must not make a commit wait for a time slice.
+/// Lets the calling thread step back behind others: background work must not make a commit wait for
+/// a time slice.
 ///
 /// # Errors
 /// The operating system's.
@@ -31,7 +32,9 @@ mod tests {
         std::thread::spawn(|| {
             super::pin_current_thread(usize::MAX).unwrap_err();
             let allowed = rustix::thread::sched_getaffinity(None).unwrap();
-            let cpu = (0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+            let cpu = (0..rustix::thread::CpuSet::MAX_CPU)
+                .find(|cpu| allowed.is_set(*cpu))
+                .unwrap();
             super::pin_current_thread(cpu).unwrap();
         })
         .join()

@@ -1,4 +1,5 @@
-//! Measures runs of stream heads at size: `cargo run --release -p truthdb-log --example heads_scale -- [streams] [directory]`.
+//! Measures runs of stream heads at size: `cargo run --release -p truthdb-log --example heads_scale
+//! -- [streams] [directory]`.
 //!
 //! Writes four runs of a quarter of the streams each, merges them, and looks streams up, present and absent.
 

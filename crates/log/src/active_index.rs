@@ -1,11 +1,14 @@
 //! The index of one unsealed segment, in memory: filled by the writer, asked by readers.
 //!
-//! Memory: 24 bytes an event, 16 a facet of an event (its type and each tag), 53 to 64 a stream, 21 to 32 a distinct
-//! facet, 24 for every 64 KiB of data. It is bounded by the segment's size, because every event takes at least
+//! Memory: 24 bytes an event, 16 a facet of an event (its type and each tag), 53 to 64 a stream, 21
+//! to 32 a distinct
+//! facet, 24 for every 64 KiB of data. It is bounded by the segment's size, because every event
+//! takes at least
 //! 50 bytes of it and every tag at least 2. [`ActiveIndex::reset`] keeps the capacity, so that in the
 //! steady state nothing is allocated. All queries take O(log n + results) steps.
 //!
-//! It knows nothing of what is committed: the writer pushes an event when it encodes it, and each query takes the
+//! It knows nothing of what is committed: the writer pushes an event when it encodes it, and each
+//! query takes the
 //! last sequence that its caller may see. It does no I/O and takes no lock.
 
 use hashbrown::HashTable;
@@ -34,7 +37,8 @@ pub struct EventKeys<'a> {
     pub stream: StreamKey,
     /// Revision of the event in its stream.
     pub revision: u64,
-    /// Sequence of the stream's previous event, 0 if there is none. Looked at only for the stream's first event here.
+    /// Sequence of the stream's previous event, 0 if there is none. Looked at only for the stream's
+    /// first event here.
     pub previous_sequence: u64,
     /// Hash of the event's id.
     pub id: IdHash,
@@ -122,7 +126,8 @@ impl ActiveIndex {
         }
     }
 
-    /// Makes room for so many events, distinct streams and facets of events, so that the first segment does not pay for growth.
+    /// Makes room for so many events, distinct streams and facets of events, so that the first
+    /// segment does not pay for growth.
     pub fn reserve(&mut self, events: usize, streams: usize, facets: usize) {
         self.ids.reserve(events.saturating_sub(self.ids.len()));
         self.stream_chains.reserve(events);
@@ -182,7 +187,8 @@ impl ActiveIndex {
             + self.sparse.capacity() * size_of::<SparseEntry>()
     }
 
-    /// Notes where a batch begins, before its events are pushed. Keeps the first batch at or after each 64 KiB.
+    /// Notes where a batch begins, before its events are pushed. Keeps the first batch at or after
+    /// each 64 KiB.
     pub fn push_batch(&mut self, offset: u64, timestamp_ns: u64) {
         let due = self
             .sparse
@@ -283,7 +289,8 @@ impl ActiveIndex {
         }))
     }
 
-    /// Appends to `out`, ascending, the sequences of at most `max` events of the stream from `from_revision` on, up to `last_sequence`.
+    /// Appends to `out`, ascending, the sequences of at most `max` events of the stream from
+    /// `from_revision` on, up to `last_sequence`.
     pub fn stream_forward(
         &self,
         key: StreamKey,
@@ -302,7 +309,8 @@ impl ActiveIndex {
         self.ascending(&self.stream_chains, last, skip, max, out);
     }
 
-    /// Appends to `out`, descending, the sequences of at most `max` events of the stream from `from_revision` back, up to `last_sequence`.
+    /// Appends to `out`, descending, the sequences of at most `max` events of the stream from
+    /// `from_revision` back, up to `last_sequence`.
     pub fn stream_backward(
         &self,
         key: StreamKey,
@@ -327,7 +335,8 @@ impl ActiveIndex {
             .visit_backward(last, start..end, |event| out.push(base + u64::from(event)));
     }
 
-    /// Appends to `out`, ascending, the sequences of at most `max` events with the facet, after `after_sequence` and up to `last_sequence`.
+    /// Appends to `out`, ascending, the sequences of at most `max` events with the facet, after
+    /// `after_sequence` and up to `last_sequence`.
     pub fn facet_after(
         &self,
         facet: FacetKey,
@@ -399,7 +408,8 @@ impl ActiveIndex {
         (slot.key, self.extent(slot))
     }
 
-    /// Changes what was noted as the previous sequence of a stream of the segment: for an index that was made by a scan.
+    /// Changes what was noted as the previous sequence of a stream of the segment: for an index
+    /// that was made by a scan.
     pub(crate) fn set_previous(&mut self, stream: StreamKey, previous_sequence: u64) {
         assert!(
             previous_sequence < self.base_sequence,

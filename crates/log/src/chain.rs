@@ -1,6 +1,7 @@
 //! Postings of many keys in one flat array, linked backward, with jump pointers.
 //!
-//! Each node knows the previous node of its key and one node further back, chosen so that any ancestor is reached in
+//! Each node knows the previous node of its key and one node further back, chosen so that any
+//! ancestor is reached in
 //! O(log n) steps (Myers, "An applicative random-access stack", 1983). Appending is O(1) and moves nothing.
 
 /// "No node".

@@ -1,4 +1,5 @@
-//! What a segment's footer says of its events, computed from them: at sealing, after packing, and by `verify`.
+//! What a segment's footer says of its events, computed from them: at sealing, after packing, and
+//! by `verify`.
 
 use crate::active_index::{SPARSE_INTERVAL_BYTES, SparseEntry};
 use crate::layout::Place;

@@ -1,20 +1,28 @@
-//! `heads-A-B.run`: where every stream ends that has an event in the sealed segments A..=B, and the set of runs.
+//! `heads-A-B.run`: where every stream ends that has an event in the sealed segments A..=B, and the
+//! set of runs.
 //!
-//! A stream that the writer does not remember is looked up in the runs, newest first. Each run keeps a Bloom filter in
-//! memory (10 bits a stream) and the upper key half of each page's first row (0.5 bits a stream); a lookup that the
+//! A stream that the writer does not remember is looked up in the runs, newest first. Each run
+//! keeps a Bloom filter in
+//! memory (10 bits a stream) and the upper key half of each page's first row (0.5 bits a stream); a
+//! lookup that the
 //! filter lets through reads one page. Runs are merged four of a tier into one, so that there are few.
 //!
-//! Derived from the segment indexes, with one exception that matters: a run may cover segments that were trimmed since, and
-//! is then the only place that knows their streams' revisions. Such a run is never removed before the one that replaces it is durable,
+//! Derived from the segment indexes, with one exception that matters: a run may cover segments that
+//! were trimmed since, and
+//! is then the only place that knows their streams' revisions. Such a run is never removed before
+//! the one that replaces it is durable,
 //! and if it is damaged, opening fails ([`HeadsError::Lost`]) instead of starting streams again at 0.
 //!
-//! Header page: 0 u64 checksum(8..4096) | 8 "THDR" | 12 u16 version | 14 u16 0 | 16 [16] database id | 32 u32 partition |
-//! 36 u32 first_segment | 40 u32 last_segment | 44 u32 0 | 48 u64 check of the key seed | 56 [32] chain hash of the last
-//! segment | 88 three sections {u64 offset, u64 bytes, u64 rows}: heads, bloom, sample.
+//! Header page: 0 u64 checksum(8..4096) | 8 "THDR" | 12 u16 version | 14 u16 0 |
+//! 16 [16] database id | 32 u32 partition | 36 u32 first_segment | 40 u32 last_segment | 44 u32 0 |
+//! 48 u64 check of the key seed | 56 [32] chain hash of the last segment | 88 three sections {u64
+//! offset, u64 bytes, u64 rows}: heads, bloom, sample.
 //! Heads, sorted: {u128 key, u64 next_revision, u64 last_sequence}. Bloom: u64 words. Sample: u64 a page.
 //!
-//! Crash safety: (1) the merged run is written as `.new`, (2) synced and renamed, (3) its inputs are removed. After a crash
-//! in 1 the `.new` is removed at open; in 3 the remaining inputs are contained in the merged run and removed at open.
+//! Crash safety: (1) the merged run is written as `.new`, (2) synced and renamed, (3) its inputs
+//! are removed. After a crash
+//! in 1 the `.new` is removed at open; in 3 the remaining inputs are contained in the merged run
+//! and removed at open.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -165,7 +173,8 @@ impl HeadRunWriter {
     pub fn finish(mut self) -> Result<(), IndexError> {
         let heads = self.writer.end_section();
         self.writer.flush()?;
-        // The number of distinct streams is known only now, so the filter is made by a second pass over the rows.
+        // The number of distinct streams is known only now, so the filter is made by a second pass
+        // over the rows.
         let reader = self.writer.reader();
         let mut bloom = Bloom::new(heads.rows);
         let (mut rows, mut row) = (reader.rows(&heads, ROW_BYTES), [0; ROW_BYTES]);
@@ -366,7 +375,8 @@ pub struct SealedSegments<'a> {
     pub chain_of: &'a dyn Fn(u32) -> Option<[u8; 32]>,
 }
 
-/// The runs of a partition, oldest first. Cloning is cheap and shares the open runs: the maintenance thread changes its
+/// The runs of a partition, oldest first. Cloning is cheap and shares the open runs: the
+/// maintenance thread changes its
 /// own and publishes a clone.
 #[derive(Clone)]
 pub struct HeadRuns {
@@ -418,7 +428,8 @@ impl HeadRuns {
                 set.remove(&entry.name)?;
             }
         }
-        // By first segment, the widest first: a run contained in the one before it is an input of a finished merge.
+        // By first segment, the widest first: a run contained in the one before it is an input of a
+        // finished merge.
         names.sort_by_key(|(first, last)| (*first, std::cmp::Reverse(*last)));
         let (mut rejected, mut obsolete) = (Vec::new(), Vec::new());
         let mut next = 1;
@@ -582,7 +593,8 @@ impl HeadRuns {
         self.insert(segment, segment, &chain)
     }
 
-    /// Merges four neighbouring runs of a tier into one, if there are; returns whether there were. Reads 64 KiB of each at a time.
+    /// Merges four neighbouring runs of a tier into one, if there are; returns whether there were.
+    /// Reads 64 KiB of each at a time.
     pub fn merge_once(&mut self) -> Result<bool, HeadsError> {
         let Some(start) = merge_start(&self.runs) else {
             return Ok(false);

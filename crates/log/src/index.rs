@@ -1,15 +1,19 @@
 //! `segment-N.idx`: the index of one sealed segment, on disk.
 //!
 //! Derived: it can always be built again from the segment, and it is bound to it by the segment's chain hash.
-//! An open index holds at most 32 KiB in memory whatever the segment's size; queries read single pages and verify them.
+//! An open index holds at most 32 KiB in memory whatever the segment's size; queries read single
+//! pages and verify them.
 //!
-//! Header page: 0 u64 checksum(8..4096) | 8 "TIDX" | 12 u16 version | 14 u16 0 | 16 [16] database id | 32 u32 partition |
-//! 36 u32 segment | 40 u64 base_sequence | 48 u64 event_count | 56 u64 check of the key seed | 64 [32] chain | 96 u64 sample
-//! stride of streams | 104 u64 sample stride of facets | 112 seven sections {u64 offset, u64 bytes, u64 rows}: streams,
+//! Header page: 0 u64 checksum(8..4096) | 8 "TIDX" | 12 u16 version | 14 u16 0 |
+//! 16 [16] database id | 32 u32 partition | 36 u32 segment | 40 u64 base_sequence |
+//! 48 u64 event_count | 56 u64 check of the key seed | 64 [32] chain | 96 u64 sample stride of
+//! streams | 104 u64 sample stride of facets | 112 seven sections {u64 offset, u64 bytes, u64 rows}: streams,
 //! stream postings, facets, facet postings, ids, stream sample, facet sample.
 //!
-//! Streams, sorted by key: {u128 key, u64 first_revision, u64 previous_sequence, list}. Facets, sorted by key:
-//! {u64 key, list}. list = {u32 count, u32 first, u32 last, u32 position of its postings}. Ids: u64 hash of each event id
+//! Streams, sorted by key: {u128 key, u64 first_revision, u64 previous_sequence, list}. Facets,
+//! sorted by key:
+//! {u64 key, list}. list = {u32 count, u32 first, u32 last, u32 position of its postings}. Ids: u64
+//! hash of each event id
 //! in sequence order.
 
 use std::sync::Arc;
@@ -114,7 +118,8 @@ pub(crate) const SECTION_NAMES: [&str; SECTIONS] = [
     "facet_sample",
 ];
 
-/// Writes the index file of a sealed segment, durably and atomically: a crash leaves the old file, none, or the new one.
+/// Writes the index file of a sealed segment, durably and atomically: a crash leaves the old file,
+/// none, or the new one.
 pub fn write_index(
     storage: &Arc<dyn Storage>,
     path: &str,
@@ -218,7 +223,8 @@ pub(crate) struct StreamRow {
 }
 
 impl SegmentIndex {
-    /// Opens an index and reads its header and samples. An error that [`IndexError::is_rebuildable`] means: write it anew.
+    /// Opens an index and reads its header and samples. An error that
+    /// [`IndexError::is_rebuildable`] means: write it anew.
     pub fn open(
         storage: &Arc<dyn Storage>,
         path: &str,
@@ -300,7 +306,8 @@ impl SegmentIndex {
         Ok(self.find_stream(key)?.map(|row| self.extent(&row)))
     }
 
-    /// Appends to `out`, ascending, the sequences of at most `max` events of the stream from `from_revision` on.
+    /// Appends to `out`, ascending, the sequences of at most `max` events of the stream from
+    /// `from_revision` on.
     pub fn stream_forward(
         &self,
         key: StreamKey,
@@ -316,7 +323,8 @@ impl SegmentIndex {
         self.append_postings(&self.stream_postings, &row.list, start, end, out)
     }
 
-    /// Appends to `out`, descending, the sequences of at most `max` events of the stream from `from_revision` back.
+    /// Appends to `out`, descending, the sequences of at most `max` events of the stream from
+    /// `from_revision` back.
     pub fn stream_backward(
         &self,
         key: StreamKey,
@@ -338,7 +346,8 @@ impl SegmentIndex {
         Ok(())
     }
 
-    /// Appends to `out`, ascending, the sequences of at most `max` events with the facet after `after_sequence`.
+    /// Appends to `out`, ascending, the sequences of at most `max` events with the facet after
+    /// `after_sequence`.
     pub fn facet_after(
         &self,
         facet: FacetKey,
@@ -365,7 +374,8 @@ impl SegmentIndex {
         Ok(list.map(|list| self.binding.base_sequence + u64::from(list.last)))
     }
 
-    /// Calls `visit` with the hashes of the ids of the events from `from_sequence` on, in sequence order, up to the segment's end.
+    /// Calls `visit` with the hashes of the ids of the events from `from_sequence` on, in sequence
+    /// order, up to the segment's end.
     pub fn visit_ids(
         &self,
         from_sequence: u64,

@@ -17,7 +17,8 @@ impl SegmentIndex {
         self.walk(&mut |_, _| true, &mut |_, _| true).map(|_| ())
     }
 
-    /// The first part in which the index says something else than the events do; `None` if it is right. Previous sequences
+    /// The first part in which the index says something else than the events do; `None` if it is
+    /// right. Previous sequences
     /// are compared only if `with_previous`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Inspection: any file of the data directory explained down to the field, damaged or not.
 //!
-//! Nothing is believed and nothing is refused: what a field says is shown, what contradicts it is named beside it, and what
+//! Nothing is believed and nothing is refused: what a field says is shown, what contradicts it is
+//! named beside it, and what
 //! cannot be understood is skipped up to the next thing that can. Long lists come in pages.
 
 use std::io;
@@ -26,7 +27,8 @@ use crate::source::{Link, NoBytes, NoItem, Source, Subject, next_packed};
 /// Which part of a file is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InspectOptions {
-    /// Where in a segment to begin, in bytes: a batch, a packed block, or any place, from which the next one is searched.
+    /// Where in a segment to begin, in bytes: a batch, a packed block, or any place, from which the
+    /// next one is searched.
     /// 0 means the start of the data.
     pub offset: u64,
     /// Batches, blocks or rows of a table shown at most.

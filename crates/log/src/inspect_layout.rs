@@ -236,7 +236,8 @@ pub(crate) const RUN_HEADER: &[Field] = &[
     ("chain", 32, Bytes),
 ];
 
-/// Explains a structure that begins `bytes`, is `length` bytes long and lies at `offset`. Bytes behind the last field are
+/// Explains a structure that begins `bytes`, is `length` bytes long and lies at `offset`. Bytes
+/// behind the last field are
 /// `rest` bytes of another explanation, then zeros.
 pub(crate) fn structure(
     name: &str,

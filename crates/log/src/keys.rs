@@ -1,7 +1,9 @@
 //! Keyed hashes by which streams, types, tags and event ids are found in the indexes.
 //!
-//! The database's random seed makes the hashes unpredictable, so that nobody outside can craft names that collide.
-//! A hit on a 64-bit key is a candidate, confirmed by reading the event; stream keys are wide enough (128 bits)
+//! The database's random seed makes the hashes unpredictable, so that nobody outside can craft
+//! names that collide.
+//! A hit on a 64-bit key is a candidate, confirmed by reading the event; stream keys are wide
+//! enough (128 bits)
 //! that a collision is not expected in the life of a database, and readers compare the name all the same.
 
 use std::fmt;
@@ -45,7 +47,8 @@ impl StreamKey {
     }
 }
 
-/// Key of an event type or a tag: XXH3-64 under a secret of its kind, so that a type and a tag of one name differ.
+/// Key of an event type or a tag: XXH3-64 under a secret of its kind, so that a type and a tag of
+/// one name differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FacetKey(pub u64);
 

@@ -1,13 +1,17 @@
-//! Hashes that prove what the log holds: a tree over each batch's events, a tree over each segment's batches, and a chain
-//! over the segments. BLAKE3, with a first byte that tells the kinds apart, so that no hash of one kind passes for another.
+//! Hashes that prove what the log holds: a tree over each batch's events, a tree over each
+//! segment's batches, and a chain
+//! over the segments. BLAKE3, with a first byte that tells the kinds apart, so that no hash of one
+//! kind passes for another.
 //!
 //! ```text
 //! event leaf = H(0x00 ‖ sequence u64 ‖ revision u64 ‖ canonical bytes)
 //! batch leaf = H(0x01 ‖ first_sequence u64 ‖ event_count u32 ‖ timestamp u64 ‖ tree(event leaves))
 //! node       = H(0x02 ‖ left ‖ right); a node without a right neighbour moves up unchanged
-//! chain      = H(0x03 ‖ database id ‖ partition u32 ‖ segment u32 ‖ base u64 ‖ last u64 ‖ root ‖ previous chain)
+//! chain      = H(0x03 ‖ database id ‖ partition u32 ‖ segment u32 ‖ base u64 ‖ last u64 ‖ root ‖
+//! previous chain)
 //! ```
-//! Numbers are little-endian. The tree of no leaves is 32 zero bytes, as is the chain before the first segment.
+//! Numbers are little-endian. The tree of no leaves is 32 zero bytes, as is the chain before the
+//! first segment.
 
 use crate::batch::{StoredBatch, StoredEvent};
 use crate::layout::Place;
@@ -202,7 +206,8 @@ pub fn root_of_path(leaf: Hash, path: &[PathStep]) -> Hash {
     })
 }
 
-/// Number of steps of the path of leaf `index` in a tree of `count` leaves, and which of them have the neighbour on the left,
+/// Number of steps of the path of leaf `index` in a tree of `count` leaves, and which of them have
+/// the neighbour on the left,
 /// from the leaf up. A path of another shape does not prove that the leaf has this index.
 pub fn path_shape(mut index: u64, mut count: u64) -> Vec<bool> {
     let mut shape = Vec::new();

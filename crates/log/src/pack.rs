@@ -195,7 +195,8 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Writes the last block, the sparse index and the footer, which `footer` makes of data end, sparse offset and number of
+    /// Writes the last block, the sparse index and the footer, which `footer` makes of data end,
+    /// sparse offset and number of
     /// sparse entries, and makes the file durable. Returns the footer and the file's length.
     pub(crate) fn finish(
         mut self,

@@ -1,8 +1,11 @@
 //! Derived files in checksummed pages: the part that segment indexes and runs of stream heads share.
 //!
-//! Page 0 is the header. Every other page is a checksum and 4088 bytes of payload. The checksum is seeded with the
-//! file's identity and the page's number, so that a page of another file or another place is never taken for this one.
-//! The file is written as `<name>.new`, synced, and renamed, so that a file under its name is complete or damaged, never half
+//! Page 0 is the header. Every other page is a checksum and 4088 bytes of payload. The checksum is
+//! seeded with the
+//! file's identity and the page's number, so that a page of another file or another place is never
+//! taken for this one.
+//! The file is written as `<name>.new`, synced, and renamed, so that a file under its name is
+//! complete or damaged, never half
 //! written.
 
 use std::io;
@@ -20,7 +23,8 @@ const RUN_PAGES: usize = 16;
 
 const _: () = assert!(PAGE_BYTES.is_multiple_of(truthdb_io::BLOCK_BYTES));
 
-/// Why an index file cannot be used. All of them are cured by building the file again from its segments, except [`IndexError::Io`] and [`IndexError::Newer`].
+/// Why an index file cannot be used. All of them are cured by building the file again from its
+/// segments, except [`IndexError::Io`] and [`IndexError::Newer`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IndexError {
@@ -299,7 +303,8 @@ pub(crate) struct PagedReader {
 }
 
 impl PagedReader {
-    /// Opens a file and verifies its header's checksum; `seed_of` looks at the header and gives the seed of the pages.
+    /// Opens a file and verifies its header's checksum; `seed_of` looks at the header and gives the
+    /// seed of the pages.
     pub(crate) fn open(
         storage: &Arc<dyn Storage>,
         path: &str,

@@ -1,7 +1,10 @@
-//! Lists of events in a segment index: ascending event indexes as variable-length differences, with places to skip to.
+//! Lists of events in a segment index: ascending event indexes as variable-length differences, with
+//! places to skip to.
 //!
-//! The first and last event stand in the list's row. A list of more than [`SKIP_INTERVAL`] postings begins with
-//! skips: for every 512th posting {event u32, bytes u32: where the differences that follow it begin, counted from the
+//! The first and last event stand in the list's row. A list of more than [`SKIP_INTERVAL`] postings
+//! begins with
+//! skips: for every 512th posting {event u32, bytes u32: where the differences that follow it
+//! begin, counted from the
 //! first difference}. Then come the differences of all postings but the first.
 
 use crate::paged::{IndexError, PagedReader, Section, get_u32};

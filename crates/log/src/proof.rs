@@ -1,8 +1,11 @@
 //! Inclusion proofs: that one event is in the history that a chain hash stands for.
 //!
-//! The proof holds the event itself, its path to the tree of its batch, the batch's fields and path to the root of its
-//! segment, and the chain of segment hashes up to the newest seal. Who trusts one published chain hash needs nothing else.
-//! The event of an unsealed segment is proven up to a root computed on the fly; its chain ends there (`sealed` is false).
+//! The proof holds the event itself, its path to the tree of its batch, the batch's fields and path
+//! to the root of its
+//! segment, and the chain of segment hashes up to the newest seal. Who trusts one published chain
+//! hash needs nothing else.
+//! The event of an unsealed segment is proven up to a root computed on the fly; its chain ends
+//! there (`sealed` is false).
 //!
 //! `clients/verify-proof` checks the same JSON without any code of this program.
 
@@ -88,7 +91,8 @@ pub struct ProofSegment {
     pub last_sequence: u64,
     /// Chain hash of the segment before.
     pub previous_chain: String,
-    /// Whether the segment is sealed. If not, its root is that of the events so far and its chain hash will be another.
+    /// Whether the segment is sealed. If not, its root is that of the events so far and its chain
+    /// hash will be another.
     pub sealed: bool,
 }
 

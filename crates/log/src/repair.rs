@@ -1,8 +1,10 @@
 //! Repair: an operator's explicit choice, first as a plan that says what is lost, then executed.
 //!
-//! Nothing here happens by itself. A plan is a pure value that can be printed and thought about; executing it makes the
+//! Nothing here happens by itself. A plan is a pure value that can be printed and thought about;
+//! executing it makes the
 //! plan anew and refuses if it would be another. Every file that a step changes or removes is first copied to
-//! `partition-N/damaged/`, durably. Segments are removed from the newest backward, so that a crash never leaves a gap; after one,
+//! `partition-N/damaged/`, durably. Segments are removed from the newest backward, so that a crash
+//! never leaves a gap; after one,
 //! the same choice gives a plan for the rest.
 
 use std::fmt;
@@ -240,7 +242,8 @@ impl RepairChoice {
     }
 }
 
-/// Makes the plan of a choice. Changes nothing. The database must not be open. `backup` is the root of a backup, laid out like a
+/// Makes the plan of a choice. Changes nothing. The database must not be open. `backup` is the root
+/// of a backup, laid out like a
 /// data directory; only [`RepairChoice::RestoreSegment`] needs it.
 ///
 /// # Errors

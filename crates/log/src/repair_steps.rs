@@ -80,7 +80,8 @@ fn scan_all(
     )?)
 }
 
-/// Copies a file durably; the target appears only when it is complete. Unreadable blocks become zeros, so that what is readable of a
+/// Copies a file durably; the target appears only when it is complete. Unreadable blocks become
+/// zeros, so that what is readable of a
 /// damaged file is kept.
 pub(crate) fn copy_file(
     from: &Arc<dyn Storage>,

@@ -1,24 +1,32 @@
 //! Sealing: a closed segment gets its footer, in place or packed into a new file, and its index.
 //!
-//! **Crash consistency.** The events are durable before sealing begins, and no step removes the only copy of one.
+//! **Crash consistency.** The events are durable before sealing begins, and no step removes the
+//! only copy of one.
 //!
 //! In place:
-//! 1. write the sparse index behind the data, sync — a crash leaves bytes behind the end of the data, where nobody believes
+//! 1. write the sparse index behind the data, sync — a crash leaves bytes behind the end of the
+//!    data, where nobody believes
 //!    them: the end of a closed segment is proven by its successor or by its marks;
 //! 2. write the footer behind it, sync — the same, until
-//! 3. the file is cut right behind the footer, sync — only now its last block is a footer that names the file's length:
-//!    the segment is sealed. (If the footer happens to lie at the end of the preallocated file, step 2 seals it.)
+//! 3. the file is cut right behind the footer, sync — only now its last block is a footer that
+//!    names the file's length:
+//!    the segment is sealed. (If the footer happens to lie at the end of the preallocated file,
+//!    step 2 seals it.)
 //!
 //! Packed:
-//! 1. write `segment-N.log.new` with its footer, sync — a crash leaves a `.new` that is removed at open and by the next
+//! 1. write `segment-N.log.new` with its footer, sync — a crash leaves a `.new` that is removed at
+//!    open and by the next
 //!    attempt;
 //! 2. read it back from the disk and recompute root and counts;
-//! 3. rename it over the segment, sync the directory — before, the unsealed file is there, after, the sealed one.
+//! 3. rename it over the segment, sync the directory — before, the unsealed file is there, after,
+//!    the sealed one.
 //!
-//! Then the index file is written, itself by `.new` and rename; a crash before it leaves a sealed segment whose index is
+//! Then the index file is written, itself by `.new` and rename; a crash before it leaves a sealed
+//! segment whose index is
 //! written by the next call.
 //!
-//! So a call after any crash finds the segment unsealed and does all again with the same result, or sealed and only
+//! So a call after any crash finds the segment unsealed and does all again with the same result, or
+//! sealed and only
 //! sees to the index.
 
 use std::io;
@@ -135,7 +143,8 @@ pub fn segment_binding(footer: &Footer, key_check: u64) -> SegmentBinding {
     }
 }
 
-/// Seals a closed segment and writes its index file; see the module's documentation for the order. Reads the segment
+/// Seals a closed segment and writes its index file; see the module's documentation for the order.
+/// Reads the segment
 /// twice (once more to pack it) through a queue of its own; memory: 12 MiB and the tree of one batch.
 ///
 /// # Errors
@@ -289,7 +298,8 @@ fn write_in_place(file: &Arc<dyn File>, footer: &Footer, sparse: &[u8]) -> io::R
     file.sync()
 }
 
-/// Packs into a new file and puts it in place; `None` if it turned out not to save enough, or there is no room for it.
+/// Packs into a new file and puts it in place; `None` if it turned out not to save enough, or there
+/// is no room for it.
 fn pack(
     storage: &Arc<dyn Storage>,
     request: &SealRequest<'_>,

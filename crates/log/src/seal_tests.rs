@@ -227,7 +227,8 @@ fn damage_is_found_before_anything_is_written() {
     assert_eq!(sim.read_file(&segment.path()).unwrap(), before);
 }
 
-/// Power fails at each operation in turn; sealing again after the boot gives the same footer, and every event is there.
+/// Power fails at each operation in turn; sealing again after the boot gives the same footer, and
+/// every event is there.
 fn crash_everywhere(shape: Shape, compression: Compression) {
     let segment = TestLog::new().segment(shape);
     let (_, _, expected) = seal_new(shape, compression);

@@ -141,7 +141,8 @@ pub(crate) fn sample_from_bytes(bytes: &[u8]) -> Vec<u64> {
         .collect()
 }
 
-/// Every how many pages a table of `pages` pages is sampled so that the sample stays within `sample_max` entries.
+/// Every how many pages a table of `pages` pages is sampled so that the sample stays within
+/// `sample_max` entries.
 pub(crate) fn stride_for(pages: usize, sample_max: usize) -> u64 {
     pages.div_ceil(sample_max).max(1) as u64
 }

@@ -1,11 +1,15 @@
-//! Verification: every byte of the log that means something is read and held against everything that is said of it.
+//! Verification: every byte of the log that means something is read and held against everything
+//! that is said of it.
 //!
-//! Offline a whole database; online its sealed segments, which never change. Nothing is written. Checked are: headers, tables,
-//! events, padding, gapless sequences and revisions, roots recomputed from the events, the chain over all segments,
+//! Offline a whole database; online its sealed segments, which never change. Nothing is written.
+//! Checked are: headers, tables,
+//! events, padding, gapless sequences and revisions, roots recomputed from the events, the chain
+//! over all segments,
 //! sparse indexes, index files against the events, and the runs of stream heads. `deep` also follows
 //! every stream from segment to segment.
 //!
-//! Memory is bounded by one segment's index, whatever the size of the database. Damage does not end the work: it goes on at
+//! Memory is bounded by one segment's index, whatever the size of the database. Damage does not end
+//! the work: it goes on at
 //! the next place that the sparse index knows.
 
 use std::ops::ControlFlow;
@@ -119,7 +123,8 @@ const FOREIGN: &str = "move the file away if it is not yours";
 
 /// Verifies partitions of a database; `partitions` are numbers, empty for all.
 ///
-/// `progress` is called after every MiB or so, and ends the work by [`ControlFlow::Break`]. What is wrong is in the report; there is
+/// `progress` is called after every MiB or so, and ends the work by [`ControlFlow::Break`]. What is
+/// wrong is in the report; there is
 /// no error.
 pub fn verify_database(
     storage: &Arc<dyn Storage>,

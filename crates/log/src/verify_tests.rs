@@ -113,7 +113,8 @@ fn a_flipped_bit_anywhere_in_a_sealed_segment_is_found() {
     for segment in [1, 2] {
         let path = segment_path(0, segment);
         let whole = sim.read_file(&path).unwrap();
-        // Each region has one checksum or several: the first batches are flipped densely, the rest is sampled.
+        // Each region has one checksum or several: the first batches are flipped densely, the rest
+        // is sampled.
         let step = |at: usize| {
             if (4096..4096 + 160).contains(&at) {
                 1

@@ -6,9 +6,9 @@
     reason = "a test may panic, and its data is small"
 )]
 
-mod common;
+mod images;
 
-use common::*;
+use images::*;
 use truthdb_log::*;
 
 /// Batches that the sample's headers say are durable.

@@ -6,9 +6,9 @@
     reason = "a test may panic, and its data is small"
 )]
 
-mod common;
+mod images;
 
-use common::{TIME, Writer};
+use images::{TIME, Writer};
 use truthdb_io::sim::{SimFault, SimWorld};
 use truthdb_io::{OpenMode, Storage};
 use truthdb_log::*;

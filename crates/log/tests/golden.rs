@@ -7,11 +7,11 @@
     reason = "a test may panic, and its data is small"
 )]
 
-mod common;
+mod images;
 
 use std::fmt::Write as _;
 
-use common::*;
+use images::*;
 use truthdb_io::sim::SimWorld;
 use truthdb_log::*;
 

@@ -6,9 +6,9 @@
     reason = "a test may panic, and its data is small"
 )]
 
-mod common;
+mod images;
 
-use common::*;
+use images::*;
 use truthdb_io::sim::SimWorld;
 use truthdb_io::{ChunkWriter, Completion, OpenMode, Storage, WriteSource};
 use truthdb_log::*;

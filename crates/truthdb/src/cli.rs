@@ -9,7 +9,12 @@ use crate::exit::Failure;
 
 /// TruthDB: an event-sourced database. One program: the server and its command line.
 #[derive(Debug, Parser)]
-#[command(name = "truthdb", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "truthdb",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 #[command(after_help = "Exit codes: see `truthdb completions exit-codes` and docs/operations.md.")]
 pub(crate) struct Cli {
     /// Options that every command takes.
@@ -39,10 +44,22 @@ pub(crate) struct Globals {
     )]
     pub server: String,
     /// Token to present to the server.
-    #[arg(long, global = true, value_name = "TOKEN", env = "TRUTHDB_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "TRUTHDB_TOKEN",
+        hide_env_values = true
+    )]
     pub token: Option<String>,
-    /// Speak TLS to the server, trusting only the certificate with this SHA-256 fingerprint (hex, colons allowed).
-    #[arg(long, global = true, value_name = "HEX", env = "TRUTHDB_TLS_FINGERPRINT")]
+    /// Speak TLS to the server, trusting only the certificate with this SHA-256 fingerprint (hex,
+    /// colons allowed).
+    #[arg(
+        long,
+        global = true,
+        value_name = "HEX",
+        env = "TRUTHDB_TLS_FINGERPRINT"
+    )]
     pub tls_fingerprint: Option<String>,
     /// Speak TLS to the server, trusting certificates signed by the ones in this PEM file.
     #[arg(

@@ -66,7 +66,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("hyper", &["truthdb"]),
     ("rustls", &["truthdb-client", "truthdb"]),
     ("io-uring", &["truthdb-io"]),
-    ("rustix", &["truthdb-io", "truthdb"]),
+    ("rustix", &["truthdb-io", "truthdb", "truthdb-sim"]),
     (
         "getrandom",
         &["truthdb-io", "truthdb-event", "truthdb-client", "truthdb"],

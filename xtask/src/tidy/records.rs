@@ -1,4 +1,5 @@
-//! Decision records: numbered without gaps, titled, and one line in the record of dependencies for each of them.
+//! Decision records: numbered without gaps, titled, and one line in the record of dependencies for
+//! each of them.
 
 use std::collections::BTreeSet;
 

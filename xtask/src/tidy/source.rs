@@ -38,7 +38,8 @@ impl Ratchet {
         Ok(Self { entries })
     }
 
-    /// Judges a length: over the limit is a finding, unless the ratchet has exactly this length for the place.
+    /// Judges a length: over the limit is a finding, unless the ratchet has exactly this length for
+    /// the place.
     pub(super) fn judge(&self, place: &str, lines: usize, lines_max: usize) -> Option<String> {
         match self.entries.iter().find(|(known, _)| known == place) {
             Some((_, known)) if lines > *known => Some(format!(
@@ -193,7 +194,8 @@ fn cannot_break(line: &str) -> bool {
         || line.split_whitespace().any(|word| word.contains("://"))
 }
 
-/// `log` and `engine` reach disk and clock through `truthdb_io` only, so that a simulator can be the other side.
+/// `log` and `engine` reach disk and clock through `truthdb_io` only, so that a simulator can be
+/// the other side.
 /// clippy's list catches the calls; this catches the names.
 pub(super) fn one_door(files: &[File]) -> Vec<Finding> {
     const NAMES: [&str; 6] = [

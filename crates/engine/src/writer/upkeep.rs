@@ -65,7 +65,8 @@ impl PartitionWriter {
         Some(due - now)
     }
 
-    /// Writes zeros ahead of small groups: the first write into reserved space costs a journal commit each time.
+    /// Writes zeros ahead of small groups: the first write into reserved space costs a journal
+    /// commit each time.
     fn zero_ahead(&mut self) {
         let offset = self.encoder.group_offset() + to_blocks(self.encoder.group_bytes()) as u64;
         let from = self.written_until.max(offset);

@@ -362,11 +362,13 @@ keys! {
         "At a stop, requests that are being answered get so long, in seconds, before their connections are closed.",
         |c, v| { c.limits.shutdown_timeout = seconds(v, 0, 600)?; Ok(()) };
 
-    log.level = "\"info\"", "\"error\", \"warn\", \"info\", \"debug\", \"trace\", or a filter such as \"info,truthdb=debug\"",
+    log.level = "\"info\"",
+        "\"error\", \"warn\", \"info\", \"debug\", \"trace\", or a filter such as \"info,truthdb=debug\"",
         "Which messages are written to standard error.",
         |c, v| {
             let text = text(v)?;
-            text.parse::<tracing_subscriber::filter::Targets>().map_err(|error| format!("{text:?} is not a level: {error}"))?;
+            text.parse::<tracing_subscriber::filter::Targets>()
+                .map_err(|error| format!("{text:?} is not a level: {error}"))?;
             c.log.level = text.to_owned();
             Ok(())
         };

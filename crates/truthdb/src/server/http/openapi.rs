@@ -338,6 +338,15 @@ fn object(required: &[&str], properties: Value) -> Value {
 }
 
 fn schemas() -> Value {
+    let mut all = data_schemas();
+    if let (Value::Object(all), Value::Object(rest)) = (&mut all, operation_schemas()) {
+        all.extend(rest);
+    }
+    all
+}
+
+/// What events and their pages look like.
+fn data_schemas() -> Value {
     let text_map = json!({"type": "object", "additionalProperties": {"type": "string"}});
     let boolean = json!({"type": "boolean"});
     json!({
@@ -402,6 +411,13 @@ fn schemas() -> Value {
             "partition": integer(), "events": list(reference("Event")),
             "next": nullable_integer(),
         })),
+    })
+}
+
+/// What the other operations take and give.
+fn operation_schemas() -> Value {
+    let boolean = json!({"type": "boolean"});
+    json!({
         "StreamHead": object(&["partition", "exists"], json!({
             "partition": integer(), "exists": boolean, "last_revision": nullable_integer(),
             "last_sequence": nullable_integer(),

@@ -146,7 +146,8 @@ impl Answer {
                 if !page.batches.is_empty() {
                     self.send_page(page, backward).await;
                 }
-                self.send(|out| native::encode_end(out, self.id, position)).await;
+                self.send(|out| native::encode_end(out, self.id, position))
+                    .await;
                 return Ok(());
             }
             // While one page is on its way, the next one is read.
