@@ -1,0 +1,195 @@
+//! `truthdb-sim`: runs seeds, hunts canaries, kills real processes.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line program talks by printing"
+)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lexopt::prelude::{Long, Value, ValueExt};
+use truthdb_sim::seeds::{run_seeds, run_sim};
+use truthdb_sim::{Sim, crash_loop};
+
+const USAGE: &str = "\
+truthdb-sim run --seed N [--trace]              one seed; the trace goes to standard output
+truthdb-sim seeds --start S --count N [--jobs J]  many seeds; stops at the first failure
+truthdb-sim canaries                            plants bugs and looks how soon they are found
+truthdb-sim crash-loop [--kills N] [--seed S] [--seconds T] [--dir D]
+                                                kill -9 of real processes under load
+";
+
+type Error = Box<dyn std::error::Error>;
+
+#[derive(Default)]
+struct Arguments {
+    command: String,
+    values: Vec<String>,
+    seed: Option<u64>,
+    start: Option<u64>,
+    count: Option<u64>,
+    jobs: Option<usize>,
+    kills: Option<u64>,
+    seconds: Option<u64>,
+    dir: Option<PathBuf>,
+    trace: bool,
+}
+
+fn parse() -> Result<Arguments, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_env();
+    let mut arguments = Arguments::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("seed") => arguments.seed = Some(parser.value()?.parse()?),
+            Long("start") => arguments.start = Some(parser.value()?.parse()?),
+            Long("count") => arguments.count = Some(parser.value()?.parse()?),
+            Long("jobs") => arguments.jobs = Some(parser.value()?.parse()?),
+            Long("kills") => arguments.kills = Some(parser.value()?.parse()?),
+            Long("seconds") => arguments.seconds = Some(parser.value()?.parse()?),
+            Long("dir") => arguments.dir = Some(parser.value()?.into()),
+            Long("trace") => arguments.trace = true,
+            Value(value) if arguments.command.is_empty() => arguments.command = value.string()?,
+            Value(value) => arguments.values.push(value.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(arguments)
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprint!("truthdb-sim: {error}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match arguments.command.as_str() {
+        "run" => run(&arguments),
+        "seeds" => seeds(&arguments),
+        "canaries" => canaries(),
+        "crash-loop" => crashes(&arguments),
+        "crash-child" => child(&arguments),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("truthdb-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Error> {
+    let seed = arguments.seed.ok_or("run needs --seed")?;
+    println!("seed {seed}");
+    if arguments.trace {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    let mut sim = Sim::new(seed, arguments.trace);
+    if arguments.trace {
+        println!("{:#?}", sim.profile());
+    }
+    let result = run_sim(seed, &mut sim);
+    for line in sim.trace() {
+        println!("{line}");
+    }
+    let figures = result.map_err(|failure| failure.to_string())?;
+    println!("{figures:?}");
+    Ok(())
+}
+
+fn seeds(arguments: &Arguments) -> Result<(), Error> {
+    let start = arguments.start.unwrap_or(1);
+    let count = arguments.count.ok_or("seeds needs --count")?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let jobs = arguments.jobs.unwrap_or(cores);
+    println!("seeds {start} to {} on {jobs} threads", start + count - 1);
+    let progress = |done: u64| {
+        if done.is_multiple_of(500) {
+            println!("{done} of {count} done");
+        }
+    };
+    let totals = run_seeds(start, count, jobs, &progress).map_err(|f| f.to_string())?;
+    println!("{totals:?}");
+    Ok(())
+}
+
+#[cfg(feature = "canaries")]
+fn canaries() -> Result<(), Error> {
+    let mut missed = Vec::new();
+    for (canary, budget) in truthdb_sim::canaries::BUDGETS {
+        match truthdb_sim::canaries::hunt(canary, budget) {
+            Some(found) => println!(
+                "{canary:?}: found by seed {} of {budget}: {}",
+                found.seed, found.violation.0
+            ),
+            None => {
+                println!("{canary:?}: not found by {budget} seeds");
+                missed.push(canary);
+            }
+        }
+    }
+    if missed.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("not found: {missed:?}").into())
+    }
+}
+
+#[cfg(not(feature = "canaries"))]
+fn canaries() -> Result<(), Error> {
+    Err("this build has no canaries: build with --features canaries".into())
+}
+
+fn crashes(arguments: &Arguments) -> Result<(), Error> {
+    let options = crash_loop::Options {
+        seed: arguments.seed.unwrap_or(1),
+        kills: arguments.kills.unwrap_or(200),
+        time_max: Duration::from_secs(arguments.seconds.unwrap_or(900)),
+    };
+    println!("seed {}", options.seed);
+    let program = std::env::current_exe()?;
+    let dir = match &arguments.dir {
+        Some(dir) => dir.clone(),
+        None => std::env::current_dir()?,
+    };
+    let progress = |outcome: &crash_loop::Outcome| {
+        if outcome.kills.is_multiple_of(20) {
+            println!(
+                "{} kills, {} acknowledged, {} events",
+                outcome.kills, outcome.acknowledged, outcome.events
+            );
+        }
+    };
+    let outcome = crash_loop::run(&dir, &program, &options, &progress)?;
+    let ms = |ns: Option<&u64>| ns.map_or(0, |ns| ns / 1_000_000);
+    let times = &outcome.open_ns;
+    println!(
+        "{} kills, {} batches acknowledged, {} events stored, {} batches stored without an acknowledgement seen\n\
+         open: min {} ms, median {} ms, max {} ms",
+        outcome.kills,
+        outcome.acknowledged,
+        outcome.events,
+        outcome.unacknowledged,
+        ms(times.first()),
+        ms(times.get(times.len() / 2)),
+        ms(times.last()),
+    );
+    Ok(())
+}
+
+fn child(arguments: &Arguments) -> Result<(), Error> {
+    let [dir, first] = arguments.values.as_slice() else {
+        return Err("crash-child needs a directory and a number".into());
+    };
+    crash_loop::child(&PathBuf::from(dir), first.parse()?)
+}
