@@ -1,6 +1,8 @@
-//! `cargo xtask run`: builds the server, loads a year of real flights, shows what it can do, and leaves it up.
+//! `cargo xtask run`: builds the server, loads a year of real flights, shows what it can do, and
+//! leaves it up.
 //!
-//! Everything it makes lies in one folder, which carries a mark, so that `--clean` removes nothing else. What it
+//! Everything it makes lies in one folder, which carries a mark, so that `--clean` removes nothing
+//! else. What it
 //! shows are calls of the `truthdb` program that anybody can repeat: each is printed before it runs.
 
 use std::io::IsTerminal as _;
@@ -16,12 +18,14 @@ use lexopt::prelude::{Long, ValueExt as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::install;
-use crate::process::{cargo, command, line_of, output, root, run, succeeds, target_dir};
+use crate::process::{cargo, command, line_of, output, root, run, target_dir};
 
 /// The file that says that a folder was made here.
 const MARK: &str = "made-by-xtask-run";
 /// The aircraft that is shown: the one of the first flight in the data.
 const STREAM: &str = "aircraft/N14228";
+/// The events of its year.
+const STREAM_EVENTS: usize = 333;
 /// How long the server may take to answer for the first time: it may have to recover.
 const START_MAX: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
@@ -171,10 +175,17 @@ impl Demo {
         command
     }
 
-    /// A call that asks the server.
+    /// A call that asks the server over the native protocol.
     fn online(&self, verb: &str) -> Command {
         let mut command = command(&self.truthdb);
         command.args([verb, "--server", &self.native()]);
+        command
+    }
+
+    /// A call that asks the server over gRPC, as those of operators do.
+    fn admin(&self, verb: &str) -> Command {
+        let mut command = command(&self.truthdb);
+        command.args([verb, "--grpc", &format!("127.0.0.1:{}", self.http_port)]);
         command
     }
 
@@ -222,14 +233,18 @@ impl Demo {
         let log_path = self.folder.join("server.log");
         let log = std::fs::File::create(&log_path).context("making the server's log file")?;
         let errors = log.try_clone().context("making the server's log file")?;
+        let ready = self.folder.join("ports.json");
+        if ready.exists() {
+            std::fs::remove_file(&ready).context("removing the last server's ports")?;
+        }
         let mut serve = command(&self.truthdb);
         serve
             .arg("serve")
             .arg("--config")
             .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(log)
-            .stderr(errors);
+            .arg("--ports-file")
+            .arg(&ready);
+        serve.stdin(Stdio::null()).stdout(log).stderr(errors);
         println!(
             "==> Starting the server; its messages go to {}",
             shown(&log_path)
@@ -243,13 +258,14 @@ impl Demo {
         let polls_max = START_MAX.as_millis() / POLL.as_millis();
         for _ in 0..polls_max {
             server.check()?;
-            if succeeds(self.online("status").arg("--json")) {
+            // The server writes it when it answers.
+            if ready.is_file() {
                 return Ok(server);
             }
             std::thread::sleep(POLL);
         }
         bail!(
-            "the server did not answer within {START_MAX:?}:\n{}",
+            "the server was not ready within {START_MAX:?}:\n{}",
             server.said()
         );
     }
@@ -262,15 +278,13 @@ impl Demo {
         run(command(&self.flights_load).args(["--server", &self.native()]))?;
 
         println!("\n==> One aircraft's year: its stream is its history, in order");
-        let year = output(self.online("read").args(["--stream", STREAM, "--json"]))?;
-        let events = year.lines().filter(|line| !line.trim().is_empty()).count();
-        run(self
-            .online("read")
-            .args(["--stream", STREAM, "--limit", "9"]))?;
-        println!("    {events} events in all");
+        let year = output(self.online("read").args([STREAM, "--json"]))?;
+        let events = year.lines().count();
+        run(self.online("read").args([STREAM, "--limit", "9"]))?;
+        println!("    ... {events} events in all");
         ensure!(
-            events == 333,
-            "{STREAM} should have 333 events, the server has {events}"
+            events == STREAM_EVENTS,
+            "{STREAM} should have {STREAM_EVENTS} events"
         );
 
         println!("\n==> Following a partition: what is there, then what comes");
@@ -278,8 +292,11 @@ impl Demo {
             .online("subscribe")
             .args(["--partition", "0", "--limit", "5"]))?;
 
-        println!("\n==> Verifying the whole log: checksums, chains, roots, no gap");
-        run(&mut self.online("verify"))?;
+        println!("\n==> The server's view: partitions, segments, seals");
+        run(&mut self.admin("status"))?;
+
+        println!("\n==> Verifying what is sealed: checksums, chains, roots, no gap");
+        run(&mut self.admin("verify"))?;
 
         println!("\n==> Proving one event, and checking the proof with an independent program");
         let proof = self.folder.join("proof.json");
@@ -289,9 +306,8 @@ impl Demo {
             first["partition"].to_string(),
             first["sequence"].to_string(),
         );
-        let place = ["--partition", &partition, "--sequence", &sequence];
-        let mut prove = self.online("prove");
-        prove.args(place);
+        let mut prove = self.admin("prove");
+        prove.args(["--partition", &partition, &sequence]);
         println!("    $ {} > {}", line_of(&prove), shown(&proof));
         std::fs::write(&proof, output(&mut prove)?).context("writing the proof")?;
         run(command(&self.python)
@@ -313,7 +329,8 @@ impl Demo {
             shown(&self.truthdb),
             self.native()
         );
-        // Ctrl-C goes to the server too. This program waits for it to stop, so that the prompt comes back last.
+        // Ctrl-C goes to the server too. This program waits for it to stop, so that the prompt
+        // comes back last.
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&asked))

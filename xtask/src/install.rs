@@ -59,7 +59,8 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
             .args(["install", "--locked", "--version", tool.version, "--root"])
             .arg(&folder)
             .arg(tool.package)
-            // A folder of its own: the repository's build must not wait for this one, nor the other way round.
+            // A folder of its own: the repository's build must not wait for this one, nor the other
+            // way round.
             .env("CARGO_TARGET_DIR", folder.join("build")))?;
         // Only the binary is wanted, and the build is several hundred megabytes.
         std::fs::remove_dir_all(folder.join("build")).context("removing the build of the tool")?;

@@ -37,6 +37,12 @@ Usage: cargo xtask <command> [options]
          --only   run the named steps only
 
   tidy   The style rules that no other tool checks.
+
+  fuzz [--runs N] [--seed S] [--target NAME]
+         Feed every decoder with mutated inputs, from a seed.
+
+  bench ...     `truthdb bench`, optimised
+  flights ...   load the flights into a running server, or `--verify` them
 ";
 
 fn main() -> ExitCode {
@@ -68,7 +74,7 @@ fn run() -> Result<bool> {
             no_more(&mut parser)?;
             tidy::main()
         }
-        other => tools::main(other, parser).unwrap_or_else(|| {
+        other => tools::main(other, &mut parser).unwrap_or_else(|| {
             eprint!("{USAGE}");
             bail!("there is no command {other:?}")
         }),

@@ -12,6 +12,7 @@ use crate::install::{self, MUSL_TARGET};
 use crate::process::{cargo, command, root, run, target_dir, tee};
 use crate::summary::Count;
 use crate::tidy;
+use crate::tools;
 
 /// A step: its name, whether `--quick` has it, what it is for, and what it does.
 struct Step {
@@ -21,62 +22,38 @@ struct Step {
     run: fn() -> Result<Count>,
 }
 
-const STEPS: [Step; 9] = [
-    Step {
-        name: "fmt",
-        quick: true,
-        what: "formatting",
-        run: fmt,
-    },
-    Step {
-        name: "tidy",
-        quick: true,
-        what: "style rules of our own",
-        run: tidy::check,
-    },
-    Step {
-        name: "clippy",
-        quick: true,
-        what: "lints, warnings are errors",
-        run: clippy,
-    },
-    Step {
-        name: "tests",
-        quick: true,
-        what: "unit and integration tests",
-        run: tests,
-    },
-    Step {
-        name: "docs",
-        quick: true,
-        what: "documentation and its examples",
-        run: docs,
-    },
-    Step {
-        name: "workflows",
-        quick: true,
-        what: "workflow files",
-        run: workflows,
-    },
-    Step {
-        name: "deny",
-        quick: false,
-        what: "licences and sources of dependencies",
-        run: deny,
-    },
-    Step {
-        name: "static",
-        quick: false,
-        what: "the static binary",
-        run: static_binary,
-    },
-    Step {
-        name: "demo",
-        quick: false,
-        what: "`cargo xtask run --once`",
-        run: demonstration,
-    },
+const STEPS: [Step; 11] = [
+    step("fmt", true, "formatting", fmt),
+    step("tidy", true, "style rules of our own", tidy::check),
+    step("clippy", true, "lints, warnings are errors", clippy),
+    step("tests", true, "unit and integration tests", tests),
+    step(
+        "verifier",
+        true,
+        "the stand-alone verifier of proofs",
+        verifier,
+    ),
+    step("docs", true, "documentation and its examples", docs),
+    step("fuzz", true, "decoders, fed with mutated inputs", fuzz),
+    step("workflows", true, "workflow files", workflows),
+    step("deny", false, "licences and sources of dependencies", deny),
+    step("static", false, "the static binary", static_binary),
+    step("demo", false, "`cargo xtask run --once`", demonstration),
 ];
+
+const fn step(
+    name: &'static str,
+    quick: bool,
+    what: &'static str,
+    run: fn() -> Result<Count>,
+) -> Step {
+    Step {
+        name,
+        quick,
+        what,
+        run,
+    }
+}
 
 /// Runs the steps; the answer is whether all passed.
 pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
@@ -209,18 +186,25 @@ fn clippy() -> Result<Count> {
     ]))
 }
 
-/// The proof verifier in Python is tested from Rust; `TRUTHDB_TEST_PYTHON` names the interpreter that has its hash.
 fn tests() -> Result<Count> {
-    let python = install::python()?;
     let mut nextest = install::cargo_tool(&install::NEXTEST)?;
-    nextest.args([
+    counted(nextest.args([
         "nextest",
         "run",
         "--workspace",
         "--locked",
         "--no-fail-fast",
-    ]);
-    counted(nextest.env("TRUTHDB_TEST_PYTHON", python))
+    ]))
+}
+
+fn verifier() -> Result<Count> {
+    let python = install::python()?;
+    counted(command(python).arg("clients/verify-proof/test_verify_proof.py"))
+}
+
+/// Some seconds of it; `cargo xtask fuzz --runs N` is for longer.
+fn fuzz() -> Result<Count> {
+    counted(&mut tools::fuzz())
 }
 
 fn docs() -> Result<Count> {

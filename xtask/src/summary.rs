@@ -26,7 +26,8 @@ impl Count {
         }
     }
 
-    /// The count of a step: what its output says (else one test), and never without a failure if the step failed.
+    /// The count of a step: what its output says (else one test), and never without a failure if
+    /// the step failed.
     pub(crate) fn of_step(output: &str, succeeded: bool) -> Self {
         let mut count = Self::in_output(output);
         if !succeeded && count.failed == 0 {
@@ -48,6 +49,13 @@ impl Count {
 
     fn in_line(line: &str) -> Option<Self> {
         let line = line.trim();
+        // Python's unittest: `Ran 3 tests in 0.3s`. Its failures show in the status of the step.
+        if let Some(ran) = line.strip_prefix("Ran ") {
+            return Some(Self {
+                passed: number_before(ran, " test")?,
+                failed: 0,
+            });
+        }
         let is_total = line.starts_with("Summary [")
             || line.starts_with("test result:")
             || line
@@ -95,6 +103,7 @@ mod tests {
             "test result: FAILED. 7 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out";
         assert_eq!(Count::in_output(harness), count(7, 2));
         assert_eq!(Count::in_output("12 passed, 0 failed"), count(12, 0));
+        assert_eq!(Count::in_output("Ran 3 tests in 0.291s"), count(3, 0));
     }
 
     #[test]
