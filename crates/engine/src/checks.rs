@@ -53,11 +53,13 @@ pub(crate) fn find_duplicate(
         if sequence > shared.committed() {
             return Ok(Duplicate::NotYetCommitted);
         }
-        let Some(first) = sequence.checked_sub(index as u64) else {
-            continue;
-        };
+        let first = sequence.saturating_sub(index as u64);
         if let Some(appended) = same_batch(shared, batch, first)? {
             return Ok(Duplicate::Of(appended));
+        }
+        if sequence < shared.view().first_sequence {
+            // Trimmed, and with it what the id stood for.
+            continue;
         }
         let stored = read::batch_at(shared, sequence).map_err(check_failed)?;
         let stored_id = stored.event_at(sequence).map(|e| e.event().id());

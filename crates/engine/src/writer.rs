@@ -282,6 +282,7 @@ impl PartitionWriter {
             Ok(checks::Duplicate::No) => {}
             Ok(checks::Duplicate::Of(appended)) => {
                 add(&counters.duplicates, 1);
+                let appended = self.as_durable_as_known(appended);
                 return self.answer(append, Ok(appended));
             }
             Ok(checks::Duplicate::NotYetCommitted) => {
@@ -302,6 +303,7 @@ impl PartitionWriter {
             return match checks::appended_before(&self.shared, batch, &self.heads) {
                 Ok(Some(appended)) => {
                     add(&counters.duplicates, 1);
+                    let appended = self.as_durable_as_known(appended);
                     self.answer(append, Ok(appended))
                 }
                 Ok(None) => {
@@ -320,6 +322,14 @@ impl PartitionWriter {
             Err(error) => return self.answer(append, Err(error)),
         }
         self.place(append)
+    }
+
+    /// What was acknowledged before may still wait for its flush.
+    fn as_durable_as_known(&self, appended: Appended) -> Appended {
+        Appended {
+            durable: appended.last_sequence <= self.flushed_sequence,
+            ..appended
+        }
     }
 
     /// Finds room for a batch that passed all checks, and encodes it.
@@ -497,6 +507,10 @@ impl PartitionWriter {
     }
 
     fn complete(&mut self, completion: Completion) {
+        if self.stopped {
+            // Everything in flight was answered when the first of it failed.
+            return;
+        }
         if let Err(error) = completion.result
             && !planted(Canary::IgnoreWriteError)
         {
