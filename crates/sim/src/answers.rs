@@ -28,7 +28,9 @@ impl Sim {
                         side.proven = side.proven.max(pending.acknowledged);
                     }
                 }
-                Some(Err(error)) => self.refused(partition, &pending.batch, &error)?,
+                Some(Err(error)) => {
+                    self.refused(partition, &pending.batch, pending.acknowledged, &error)?;
+                }
                 None => {}
             }
         }
@@ -85,6 +87,7 @@ impl Sim {
         &mut self,
         partition: usize,
         batch: &Arc<Batch>,
+        acknowledged: u64,
         error: &AppendError,
     ) -> Result<(), Violation> {
         let side = &mut self.sides[partition];
@@ -110,7 +113,10 @@ impl Sim {
             AppendError::RevisionConflict { stream, actual, .. } => {
                 let stream = model.streams.get(stream);
                 let last = stream.and_then(|s| (s.len() as u64).checked_sub(1));
+                // Out of the window of ids, only what is committed is recognised.
+                let in_flight = matches!(verdict, Verdict::Duplicate(at) if at > acknowledged);
                 verdict == Verdict::Unsure
+                    || in_flight
                     || verdict == Verdict::Conflict(*actual) && last == *actual
             }
             AppendError::ConditionFailed { sequence } => {

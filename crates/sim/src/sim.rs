@@ -25,7 +25,7 @@ const SETTLE_STEPS: u32 = 20_000;
 pub struct Violation(pub String);
 
 /// `Err` of a [`Violation`] with this text.
-pub fn violation<T>(text: impl Into<String>) -> Result<T, Violation> {
+pub(crate) fn violation<T>(text: impl Into<String>) -> Result<T, Violation> {
     Err(Violation(text.into()))
 }
 
