@@ -1,6 +1,10 @@
 //! Appending, reading and following over all three protocols, against the real program.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what fails here fails the test"
+)]
 
 mod server_support;
 
@@ -441,5 +445,57 @@ async fn a_role_that_is_not_run_is_named() {
     assert_eq!(proof.error(501, "ROLE_DISABLED")["role"], "replay");
     assert_eq!(server.get("/v1/partitions/0/events").status, 200);
     drop(client);
+    server.stop_cleanly();
+}
+
+#[tokio::test]
+async fn a_batch_over_streams_with_a_cursor_is_answered_with_every_revision() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir, "", &[]);
+    let client = Client::connect(ClientConfig::new(server.native.to_string()))
+        .await
+        .unwrap();
+    // More events than one page of a read gives, so that the answer is put together from several.
+    let mut batch = NewBatch::new().cursor("c", 5).unwrap();
+    let payload = vec![b'x'; 2000];
+    for number in 0..3000 {
+        let stream = format!("s{}", number % 3);
+        batch
+            .push(EventBuilder::new(&stream, "t").payload(&payload))
+            .unwrap();
+    }
+    let again = batch.clone();
+    let done = client.append(batch).await.unwrap();
+    assert_eq!(done.last_revisions, [999, 999, 999]);
+    assert_eq!((done.first_sequence, done.last_sequence), (1, 3001));
+    let repeated = client.append(again).await.unwrap();
+    assert!(repeated.already_appended);
+    assert_eq!(repeated.last_revisions, done.last_revisions);
+    assert_eq!(repeated.last_sequence, done.last_sequence);
+    let cursor = client.cursor_get(0, "c").await.unwrap().unwrap();
+    assert_eq!((cursor.position, cursor.sequence), (5, 3001));
+    // A cursor alone has no stream.
+    let alone = NewBatch::new().partition(0).cursor("c", 6).unwrap();
+    let alone = client.append(alone).await.unwrap();
+    assert_eq!((alone.first_sequence, alone.last_sequence), (3002, 3002));
+    assert_eq!(alone.last_revisions, Vec::<u64>::new());
+    // A filter that nothing passes is told where it is all the same.
+    let filter = truthdb_client::Filter {
+        matches: vec![truthdb_client::EventMatch {
+            types: vec![truthdb_client::Text::new("none").unwrap()],
+            tags: Vec::new(),
+        }],
+        ..truthdb_client::Filter::default()
+    };
+    let subscribe = truthdb_client::Subscribe::partition(0).filter(filter);
+    let mut subscription = client.subscribe(subscribe).await.unwrap();
+    loop {
+        match subscription.next().await.unwrap() {
+            Message::CaughtUp(at) => break assert_eq!(at.position, 3002),
+            Message::Heartbeat(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    drop((client, subscription));
     server.stop_cleanly();
 }
