@@ -1,7 +1,11 @@
 //! Requests that are wrong, and clients that mean no good: each gets a documented error, and the
 //! server keeps its memory and goes on.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what fails here fails the test"
+)]
 
 mod server_support;
 

@@ -1,6 +1,10 @@
 //! Starting, stopping, and what is refused before anything runs.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "what fails here fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what fails here fails the test"
+)]
 
 mod server_support;
 
