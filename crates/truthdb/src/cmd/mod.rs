@@ -12,7 +12,7 @@ mod event_json;
 pub(crate) mod init;
 pub(crate) mod inspect;
 mod offline;
-mod output;
+pub(crate) mod output;
 pub(crate) mod prove;
 mod query;
 pub(crate) mod read;
