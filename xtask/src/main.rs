@@ -38,6 +38,15 @@ Usage: cargo xtask <command> [options]
 
   tidy   The style rules that no other tool checks.
 
+  sim [--seeds N] [--start S]
+         Simulate the engine on a machine that fails, for many seeds.
+  sim --seed N [--trace]
+         One seed again; with its trace.
+  canaries
+         Plant bugs in the engine; the simulator must find each.
+  crash [--kills N] [--seed S] [--seconds T] [--dir D]
+         Kill real processes under load; every acknowledged event must be there.
+
   fuzz [--runs N] [--seed S] [--target NAME]
          Feed every decoder with mutated inputs, from a seed.
 

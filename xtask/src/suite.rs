@@ -22,7 +22,12 @@ struct Step {
     run: fn() -> Result<Count>,
 }
 
-const STEPS: [Step; 11] = [
+/// Seeds of the simulator, from 1 on.
+const SIM_SEEDS: u64 = 500;
+/// Processes killed under load.
+const CRASH_KILLS: u64 = 20;
+
+const STEPS: [Step; 14] = [
     step("fmt", true, "formatting", fmt),
     step("tidy", true, "style rules of our own", tidy::check),
     step("clippy", true, "lints, warnings are errors", clippy),
@@ -35,7 +40,20 @@ const STEPS: [Step; 11] = [
     ),
     step("docs", true, "documentation and its examples", docs),
     step("fuzz", true, "decoders, fed with mutated inputs", fuzz),
+    step(
+        "sim",
+        true,
+        "the engine on a simulated machine that fails",
+        sim,
+    ),
     step("workflows", true, "workflow files", workflows),
+    step(
+        "canaries",
+        false,
+        "planted bugs, which the simulator must find",
+        canaries,
+    ),
+    step("crash", false, "real processes, killed under load", crash),
     step("deny", false, "licences and sources of dependencies", deny),
     step("static", false, "the static binary", static_binary),
     step("demo", false, "`cargo xtask run --once`", demonstration),
@@ -179,6 +197,7 @@ fn clippy() -> Result<Count> {
         "clippy",
         "--workspace",
         "--all-targets",
+        "--keep-going",
         "--locked",
         "--",
         "-D",
@@ -225,6 +244,50 @@ fn docs() -> Result<Count> {
         "--doc",
         "--locked",
     ]))?))
+}
+
+/// Each seed is a test.
+fn sim() -> Result<Count> {
+    each(
+        SIM_SEEDS,
+        &mut tools::sim(&["seeds".into(), format!("--count={SIM_SEEDS}").into()]),
+    )
+}
+
+fn canaries() -> Result<Count> {
+    let (status, output) = tee(&mut tools::canaries())?;
+    let found = output
+        .lines()
+        .filter(|line| line.contains(": found by seed "))
+        .count();
+    Ok(Count {
+        passed: found as u64,
+        failed: u64::from(!status.success()),
+    })
+}
+
+/// Each kill is a test.
+fn crash() -> Result<Count> {
+    each(
+        CRASH_KILLS,
+        &mut tools::sim(&["crash-loop".into(), format!("--kills={CRASH_KILLS}").into()]),
+    )
+}
+
+/// So many tests if the command succeeds; else one failure, since it stops there.
+fn each(tests: u64, command: &mut Command) -> Result<Count> {
+    let (status, _) = tee(command)?;
+    Ok(if status.success() {
+        Count {
+            passed: tests,
+            failed: 0,
+        }
+    } else {
+        Count {
+            passed: 0,
+            failed: 1,
+        }
+    })
 }
 
 /// The schema of workflow files, and an audit of what they may do. Offline: nothing is asked of the network.
