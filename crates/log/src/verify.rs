@@ -498,12 +498,11 @@ impl Verifier<'_> {
 
     fn check_index(&mut self, footer: &Footer, mut events: Events) {
         let path = segment_index_path(footer.place.partition, footer.place.segment);
-        if self.options.deep {
-            self.check_streams(footer, &mut events);
-        }
+        // Where older segments were trimmed, nothing says what came before.
+        let with_previous = self.options.deep && self.check_streams(footer, &mut events);
         let binding = segment_binding(footer, self.keys.seed().check());
         let difference = SegmentIndex::open(self.storage, &path, &binding)
-            .and_then(|index| index.difference(&events.index, self.options.deep));
+            .and_then(|index| index.difference(&events.index, with_previous));
         match difference {
             Ok(None) => {}
             Ok(Some(part)) => {
@@ -526,21 +525,22 @@ impl Verifier<'_> {
         }
     }
 
-    /// Each stream must go on where the newest older index that knows it says.
-    fn check_streams(&mut self, footer: &Footer, events: &mut Events) {
+    /// Each stream must go on where the newest older index that knows it says. Whether that is known
+    /// of all of them.
+    fn check_streams(&mut self, footer: &Footer, events: &mut Events) -> bool {
         let place = footer.place;
         let mut pending: Vec<StreamKey> = events.pending.iter().map(|(key, _)| *key).collect();
         pending.sort_unstable();
         for segment in (1..place.segment).rev() {
             let waiting = pending.clone();
             if pending.is_empty() {
-                return;
+                return true;
             }
             let Some(older) = self.index_of(place.partition, segment) else {
-                return;
+                return false;
             };
             if resolve(&mut events.index, &mut pending, &older).is_err() {
-                return;
+                return false;
             }
             for key in waiting
                 .iter()
@@ -569,6 +569,7 @@ impl Verifier<'_> {
             let what = format!("{} streams do not begin with revision 0", pending.len());
             self.find(Severity::Error, &path, what, LOOK);
         }
+        pending.is_empty()
     }
 
     fn index_of(&self, partition: u32, segment: u32) -> Option<SegmentIndex> {
