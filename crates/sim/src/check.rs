@@ -329,6 +329,10 @@ impl Sim {
                 first_segment: partition.first_segment,
                 first_sequence: partition.first_sequence,
             };
+            // The revisions of streams in trimmed segments are known only to the runs of stream heads.
+            if partition.first_segment > 1 && !self.copy_heads(&copy, partition.partition) {
+                return fail("the stream heads");
+            }
             let stored = write_trim_point(storage.as_ref(), &manifest, partition.partition, point);
             if stored.is_err() {
                 return fail("the trim point");
@@ -338,6 +342,17 @@ impl Sim {
             return Ok(());
         }
         self.check_copy(&copy)
+    }
+
+    /// Copies the runs of stream heads of a partition, which a backup session does not list.
+    fn copy_heads(&self, copy: &truthdb_io::sim::SimWorld, partition: u32) -> bool {
+        let prefix = format!("partition-{partition:04}/index/heads-");
+        let paths = self.world.paths();
+        let mut heads = paths.iter().filter(|path| path.starts_with(&prefix));
+        heads.all(|path| {
+            let bytes = self.world.read_file(path);
+            bytes.is_ok_and(|bytes| copy.write_file(path, &bytes).is_ok())
+        })
     }
 
     fn check_copy(&mut self, copy: &truthdb_io::sim::SimWorld) -> Result<(), Violation> {

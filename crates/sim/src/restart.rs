@@ -27,6 +27,9 @@ impl Sim {
     pub(crate) fn reopen(&mut self) -> Result<(), Violation> {
         self.live = None;
         let killed = std::mem::take(&mut self.killed);
+        if killed {
+            self.crash_planned = false;
+        }
         if !killed {
             self.note_power_cut();
         }
@@ -34,6 +37,7 @@ impl Sim {
             self.figures.restarts += 1;
             if attempt == FAULTY_ATTEMPTS {
                 self.world.clear_planned();
+                self.crash_planned = false;
             }
             let faults = if attempt < FAULTY_ATTEMPTS {
                 self.profile.faults.clone()

@@ -112,6 +112,8 @@ pub struct Sim {
     pub(crate) full: bool,
     /// The last restart was a kill, not a power cut.
     pub(crate) killed: bool,
+    /// Power was to fail in this boot.
+    pub(crate) crash_planned: bool,
     /// The disk loses what the next recovery writes.
     pub(crate) lying: bool,
     /// Damage that nothing can open: the run ends here.
@@ -161,6 +163,7 @@ impl Sim {
             figures: Figures::default(),
             full: false,
             killed: false,
+            crash_planned: false,
             lying: false,
             lost: false,
             mended: false,
@@ -268,6 +271,7 @@ impl Sim {
             }
             Action::CrashSoon => {
                 let passes = self.draw(40);
+                self.crash_planned = true;
                 self.world.fail_nth(None, passes, SimFault::Crash);
             }
             Action::Kill => self.kill(),
@@ -445,7 +449,8 @@ impl Sim {
     pub(crate) fn kill(&mut self) {
         self.world.clear_planned();
         self.world.kill();
-        self.killed = true;
+        // An operation may be under way during which power fails.
+        self.killed = !self.crash_planned;
     }
 
     fn take_answers(&mut self) -> Result<(), Violation> {
