@@ -70,7 +70,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME=POSITION", value_parser = parse_cursor, conflicts_with = "ndjson")]
     cursor: Option<(String, u64)>,
     /// Append the events of this file (`-`: standard input), one JSON object on each line, in the
-    /// shape that `read --json` prints. Events of a partition keep their order.
+    /// shape that `read --json` prints. Events of a partition keep their order. When every line has
+    /// an `id`, repeating the command with the same --batch-events is harmless.
     #[arg(long, value_name = "FILE")]
     ndjson: Option<PathBuf>,
     /// With --ndjson: events that are committed together, at most.
@@ -86,7 +87,9 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
 
 fn parse_cursor(text: &str) -> Result<(String, u64), String> {
     let (name, position) = text.rsplit_once('=').ok_or("expected NAME=POSITION")?;
-    let position = position.parse().map_err(|_| "the position is a sequence, a whole number")?;
+    let position = position
+        .parse()
+        .map_err(|_| "the position is a sequence, a whole number")?;
     Ok((name.to_owned(), position))
 }
 
@@ -112,9 +115,15 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
 fn append_one(args: &Args, globals: &Globals) -> Result<(), Failure> {
     let payload = payload(args)?;
     let (Some(stream), Some(event_type)) = (&args.stream, &args.event_type) else {
-        return Err(Failure::usage("a stream and a type are needed, or --ndjson"));
+        return Err(Failure::usage(
+            "a stream and a type are needed, or --ndjson",
+        ));
     };
-    let detected = if is_json(&payload) { "application/json" } else { "" };
+    let detected = if is_json(&payload) {
+        "application/json"
+    } else {
+        ""
+    };
     let mut event = EventBuilder::new(stream, event_type)
         .content_type(args.content_type.as_deref().unwrap_or(detected))
         .payload(&payload);
@@ -133,7 +142,10 @@ fn append_one(args: &Args, globals: &Globals) -> Result<(), Failure> {
         batch = batch.expect(stream, expected).map_err(client_failure)?;
     }
     if !(args.unless_type.is_empty() && args.unless_tag.is_empty()) {
-        let one = EventMatch { types: text(&args.unless_type)?, tags: text(&args.unless_tag)? };
+        let one = EventMatch {
+            types: text(&args.unless_type)?,
+            tags: text(&args.unless_tag)?,
+        };
         batch = batch.condition(args.unless_after, vec![one]);
     }
     if let Some((name, position)) = &args.cursor {
@@ -158,7 +170,11 @@ fn append_one(args: &Args, globals: &Globals) -> Result<(), Failure> {
             "durability": durability(&appended),
         }))?;
     } else {
-        let already = if appended.already_appended { " (had been appended before)" } else { "" };
+        let already = if appended.already_appended {
+            " (had been appended before)"
+        } else {
+            ""
+        };
         out.line(&format!(
             "{stream}@{} is sequence {} of partition {}, id {id}{already}",
             revision.unwrap_or_default(),
@@ -263,7 +279,14 @@ impl Lines {
         let events = u64::try_from(filling.batch.len()).expect("at most 10,000");
         let task = tokio::spawn(async move { client.append(filling.batch).await });
         let lines = (filling.first_line, filling.last_line);
-        self.sent.insert(partition, Sent { task, events, lines });
+        self.sent.insert(
+            partition,
+            Sent {
+                task,
+                events,
+                lines,
+            },
+        );
         Ok(())
     }
 
@@ -287,7 +310,11 @@ impl Lines {
         })?;
         self.done.events += sent.events;
         self.done.batches += 1;
-        self.done.already_appended += if appended.already_appended { sent.events } else { 0 };
+        self.done.already_appended += if appended.already_appended {
+            sent.events
+        } else {
+            0
+        };
         self.bar.set_position(self.done.events);
         Ok(())
     }
@@ -335,7 +362,9 @@ async fn append_lines(path: &Path, args: &Args, globals: &Globals) -> Result<(),
         }
         number += 1;
         if u64::try_from(bytes).is_ok_and(|bytes| bytes >= LINE_BYTES_MAX) {
-            return Err(Failure::usage(format!("line {number} is longer than 8 MiB")));
+            return Err(Failure::usage(format!(
+                "line {number} is longer than 8 MiB"
+            )));
         }
         if !text.trim().is_empty() {
             lines.take(&text, number, batch_events).await?;

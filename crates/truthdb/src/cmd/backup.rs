@@ -63,7 +63,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
             set.read(file, &mut |_| Ok(()))?;
         }
         let manifest = set.manifest(&index)?;
-        Some(verify_storage(&set.view(&index)?, &manifest, &[], true, globals.json))
+        Some(verify_storage(&set.view(&index)?, &manifest, &[], true, globals.json).of_segments())
     } else {
         None
     };
@@ -114,7 +114,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
 fn check_same(before: Option<&Index>, database_id: &[u8]) -> Result<(), Failure> {
     match before {
         Some(before) if before.database_id != output::hex(database_id) => {
-            let message = format!("the directory holds a backup of database {}", before.database_id);
+            let message = format!(
+                "the directory holds a backup of database {}",
+                before.database_id
+            );
             Err(Failure::new(ExitClass::Refused, message)
                 .with_action("Give another directory: a backup is of one database."))
         }
@@ -132,16 +135,22 @@ async fn online(
 ) -> Result<(Index, Copied), Failure> {
     let mut admin = connect::admin(globals, &args.grpc).await?;
     let known = before.map(|index| set.sealed(index)).unwrap_or_default();
-    let have = known.iter().map(|((partition, segment), (_, chain))| v1::SegmentRef {
-        partition: *partition,
-        segment: *segment,
-        chain: chain.to_vec().into(),
-    });
+    let have = known
+        .iter()
+        .map(|((partition, segment), (_, chain))| v1::SegmentRef {
+            partition: *partition,
+            segment: *segment,
+            chain: chain.to_vec().into(),
+        });
     let request = v1::BackupRequest {
         have: have.collect(),
         bytes_per_second_max: args.bytes_per_second,
     };
-    let mut messages = admin.backup(request).await.map_err(call_failure)?.into_inner();
+    let mut messages = admin
+        .backup(request)
+        .await
+        .map_err(call_failure)?
+        .into_inner();
     let mut receiver = Receiver::new(known, globals.json);
     while let Some(message) = messages.message().await.map_err(call_failure)? {
         match message.message {
@@ -198,27 +207,43 @@ impl<'a> Receiver<'a> {
 
     fn begin(&mut self, begin: v1::BackupBegin) -> Result<(), Failure> {
         self.bar.set_length(begin.bytes);
-        for segment in begin.partitions.iter().flat_map(|partition| &partition.sealed) {
-            let chain = segment.chain[..].try_into().map_err(|_| broken("a chain hash is short"))?;
-            self.sealed.insert((segment.partition, segment.segment), chain);
+        for segment in begin
+            .partitions
+            .iter()
+            .flat_map(|partition| &partition.sealed)
+        {
+            let chain = segment.chain[..]
+                .try_into()
+                .map_err(|_| broken("a chain hash is short"))?;
+            self.sealed
+                .insert((segment.partition, segment.segment), chain);
         }
         self.begin = Some(begin);
         Ok(())
     }
 
     fn chunk(&mut self, chunk: &v1::BackupChunk) -> Result<(), Failure> {
-        let writer = self.writer.as_mut().ok_or_else(|| broken("bytes without a file"))?;
+        let writer = self
+            .writer
+            .as_mut()
+            .ok_or_else(|| broken("bytes without a file"))?;
         if chunk.offset != writer.written() {
             return Err(broken("bytes are missing"));
         }
         writer.write(&chunk.data)?;
-        self.bar.inc(u64::try_from(chunk.data.len()).expect("a length fits"));
+        self.bar
+            .inc(u64::try_from(chunk.data.len()).expect("a length fits"));
         Ok(())
     }
 
     fn file_end(&mut self, blake3: &[u8]) -> Result<(), Failure> {
-        let writer = self.writer.take().ok_or_else(|| broken("the end of no file"))?;
-        let chain = segment_of(&self.path).and_then(|place| self.sealed.get(&place)).copied();
+        let writer = self
+            .writer
+            .take()
+            .ok_or_else(|| broken("the end of no file"))?;
+        let chain = segment_of(&self.path)
+            .and_then(|place| self.sealed.get(&place))
+            .copied();
         let entry = writer.finish(Some(blake3), chain)?;
         self.copied.files += 1;
         self.copied.bytes += entry.bytes;
@@ -228,9 +253,16 @@ impl<'a> Receiver<'a> {
 
     fn end(mut self) -> Result<(Index, Copied), Failure> {
         self.bar.finish_and_clear();
-        let begin = self.begin.take().ok_or_else(|| broken("it has no beginning"))?;
+        let begin = self
+            .begin
+            .take()
+            .ok_or_else(|| broken("it has no beginning"))?;
         for (place, chain) in &self.sealed {
-            if self.files.iter().any(|file| segment_of(&file.path) == Some(*place)) {
+            if self
+                .files
+                .iter()
+                .any(|file| segment_of(&file.path) == Some(*place))
+            {
                 continue;
             }
             match self.known.get(place) {
@@ -251,7 +283,12 @@ impl<'a> Receiver<'a> {
             last_sequence: partition.last_sequence,
         });
         let partitions = partitions.collect();
-        let index = Index::new(&begin.database_id, begin.timestamp_ns, partitions, self.files);
+        let index = Index::new(
+            &begin.database_id,
+            begin.timestamp_ns,
+            partitions,
+            self.files,
+        );
         Ok((index, self.copied))
     }
 }
@@ -269,7 +306,10 @@ fn offline(
     let (mut files, mut partitions, mut copied) = (Vec::new(), Vec::new(), Copied::default());
     for partition in 0..manifest.partition_count {
         let segments = offline.segments(partition)?;
-        let bar = output::byte_bar(segments.iter().map(OfflineSegment::bytes).sum(), globals.json);
+        let bar = output::byte_bar(
+            segments.iter().map(OfflineSegment::bytes).sum(),
+            globals.json,
+        );
         bar.set_message(format!("copying partition {partition}"));
         for segment in &segments {
             let chain = segment.footer.as_ref().map(|footer| footer.chain);
@@ -299,13 +339,24 @@ fn offline(
         }
     }
     let taken_ns = offline.world.clock.utc_ns();
-    Ok((Index::new(&manifest.database_id, taken_ns, partitions, files), copied))
+    Ok((
+        Index::new(&manifest.database_id, taken_ns, partitions, files),
+        copied,
+    ))
 }
 
 fn partition_entry(partition: u32, segments: &[OfflineSegment]) -> PartitionEntry {
-    let first_sequence = segments.first().map_or(1, |first| first.header.base_sequence);
-    let last_sequence = segments.last().map_or(0, |last| last.next_sequence.saturating_sub(1));
-    PartitionEntry { partition, first_sequence, last_sequence }
+    let first_sequence = segments
+        .first()
+        .map_or(1, |first| first.header.base_sequence);
+    let last_sequence = segments
+        .last()
+        .map_or(0, |last| last.next_sequence.saturating_sub(1));
+    PartitionEntry {
+        partition,
+        first_sequence,
+        last_sequence,
+    }
 }
 
 fn copy_segment(
@@ -320,14 +371,22 @@ fn copy_segment(
     let mut buffer = AlignedBuf::new_zeroed(COPY_BYTES);
     while writer.written() < bytes {
         let offset = writer.written();
-        let left = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(COPY_BYTES);
+        let left = usize::try_from(bytes - offset)
+            .unwrap_or(usize::MAX)
+            .min(COPY_BYTES);
         let wanted = left.next_multiple_of(BLOCK_BYTES);
-        let read = segment.file.read_at(&mut buffer, wanted, offset).map_err(|error| {
-            Failure::environment(format!("cannot read {path} at offset {offset}"), error)
-        })?;
+        let read = segment
+            .file
+            .read_at(&mut buffer, wanted, offset)
+            .map_err(|error| {
+                Failure::environment(format!("cannot read {path} at offset {offset}"), error)
+            })?;
         let read = read.min(left);
         if read == 0 {
-            return Err(Failure::new(ExitClass::Damaged, format!("{path} ends before its end")));
+            return Err(Failure::new(
+                ExitClass::Damaged,
+                format!("{path} ends before its end"),
+            ));
         }
         writer.write(&buffer[..read])?;
         bar.inc(u64::try_from(read).expect("at most a MiB"));
@@ -339,8 +398,9 @@ fn copy_segment(
 fn copy_small(set: &BackupSet, data: &Path, path: &str) -> Result<Option<FileEntry>, Failure> {
     let bytes = match std::fs::read(data.join(path)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        result => result
-            .map_err(|error| Failure::environment(format!("cannot read {path}"), error))?,
+        result => {
+            result.map_err(|error| Failure::environment(format!("cannot read {path}"), error))?
+        }
     };
     let mut writer = set.begin(path, u64::try_from(bytes.len()).expect("a length fits"))?;
     writer.write(&bytes)?;

@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use truthdb_io::{
-    Backend, DirEntry, File, FileStorage, IoQueue, OpenMode, Space, Storage,
-};
+use truthdb_io::{Backend, DirEntry, File, FileStorage, IoQueue, OpenMode, Space, Storage};
 use truthdb_log::{Footer, Manifest, parse_partition_dir, parse_segment_name};
 
 use super::connect::parse_hash;
@@ -83,7 +81,8 @@ pub(crate) fn segment_of(path: &str) -> Option<(u32, u32)> {
 /// Whether a path is one that a backup may hold. Others are refused, whoever names them.
 fn is_legal(path: &str) -> bool {
     let trim = |path: &str| {
-        path.strip_suffix("/trim.bin").is_some_and(|dir| parse_partition_dir(dir).is_some())
+        path.strip_suffix("/trim.bin")
+            .is_some_and(|dir| parse_partition_dir(dir).is_some())
     };
     matches!(path, "metadata/manifest.bin" | "metadata/schema.bin")
         || trim(path)
@@ -120,7 +119,10 @@ impl BackupSet {
         let storage = FileStorage::open(root, Backend::Blocking).map_err(|error| {
             Failure::environment(format!("cannot use {}", root.display()), error)
         })?;
-        Ok(BackupSet { root: root.to_owned(), storage })
+        Ok(BackupSet {
+            root: root.to_owned(),
+            storage,
+        })
     }
 
     /// A directory to write a backup to, and the backup that it holds. The lock is held as long as
@@ -130,7 +132,10 @@ impl BackupSet {
     ///
     /// `environment`, if something else is in the directory; `locked`, if another backup is being
     /// made there.
-    #[expect(clippy::type_complexity, reason = "the three parts of one opened directory")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "the three parts of one opened directory"
+    )]
     pub(crate) fn create(
         root: &Path,
     ) -> Result<(BackupSet, Option<Index>, Box<dyn Send + Sync>), Failure> {
@@ -140,7 +145,9 @@ impl BackupSet {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             result => result.map_err(fail)?,
         };
-        let is_ours = entries.iter().any(|entry| entry.name == INDEX || entry.name == LOCK);
+        let is_ours = entries
+            .iter()
+            .any(|entry| entry.name == INDEX || entry.name == LOCK);
         if let (Some(first), false) = (entries.first(), is_ours) {
             let message = format!("{} holds {}, and no backup", root.display(), first.name);
             return Err(Failure::new(ExitClass::Environment, message)
@@ -192,9 +199,14 @@ impl BackupSet {
         let index: Index = serde_json::from_slice(&text).map_err(|error| damaged(error.into()))?;
         for file in &index.files {
             let legal = is_legal(&file.path)
-                && file.stored.strip_prefix(&file.path).is_some_and(|rest| !rest.contains('/'));
+                && file
+                    .stored
+                    .strip_prefix(&file.path)
+                    .is_some_and(|rest| !rest.contains('/'));
             if !legal || parse_hash(&file.blake3).is_none() {
-                return Err(damaged(format!("{} is no file of a backup", file.path).into()));
+                return Err(damaged(
+                    format!("{} is no file of a backup", file.path).into(),
+                ));
             }
         }
         Ok(Some(index))
@@ -206,8 +218,13 @@ impl BackupSet {
         let mut sealed = BTreeMap::new();
         for file in &index.files {
             let chain = file.chain.as_deref().and_then(parse_hash);
-            let (Some(place), Some(chain)) = (segment_of(&file.path), chain) else { continue };
-            if self.footer(file).is_some_and(|footer| footer.chain == chain) {
+            let (Some(place), Some(chain)) = (segment_of(&file.path), chain) else {
+                continue;
+            };
+            if self
+                .footer(file)
+                .is_some_and(|footer| footer.chain == chain)
+            {
                 sealed.insert(place, (file.clone(), chain));
             }
         }
@@ -222,7 +239,8 @@ impl BackupSet {
         if bytes != entry.bytes {
             return None;
         }
-        file.read_exact_at(&mut block, bytes.checked_sub(4096)?).ok()?;
+        file.read_exact_at(&mut block, bytes.checked_sub(4096)?)
+            .ok()?;
         Footer::decode(&block).ok()
     }
 
@@ -267,9 +285,12 @@ impl BackupSet {
         let new_path = format!("{INDEX}.new");
         let text = serde_json::to_string_pretty(index).expect("an index is serialisable");
         let mut file = fs::File::create(self.root.join(&new_path)).map_err(fail)?;
-        file.write_all(format!("{text}\n").as_bytes()).map_err(fail)?;
+        file.write_all(format!("{text}\n").as_bytes())
+            .map_err(fail)?;
         file.sync_all().map_err(fail)?;
-        self.storage.durable_rename(&new_path, INDEX).map_err(fail)?;
+        self.storage
+            .durable_rename(&new_path, INDEX)
+            .map_err(fail)?;
         self.sweep(index).map_err(fail)
     }
 
@@ -308,11 +329,13 @@ impl BackupSet {
     ) -> Result<(), Failure> {
         let path = self.root.join(&entry.stored);
         let damaged = |what: &str| {
-            Failure::new(ExitClass::Damaged, format!("{} of the backup {what}", path.display()))
-                .with_action("Use another backup.")
+            Failure::new(
+                ExitClass::Damaged,
+                format!("{} of the backup {what}", path.display()),
+            )
+            .with_action("Use another backup.")
         };
-        let fail =
-            |error| Failure::environment(format!("cannot read {}", path.display()), error);
+        let fail = |error| Failure::environment(format!("cannot read {}", path.display()), error);
         let mut file = match fs::File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged("is missing"));
@@ -332,7 +355,10 @@ impl BackupSet {
             take(&buffer[..read])?;
         }
         if bytes != entry.bytes {
-            return Err(damaged(&format!("has {bytes} bytes instead of {}", entry.bytes)));
+            return Err(damaged(&format!(
+                "has {bytes} bytes instead of {}",
+                entry.bytes
+            )));
         }
         if hasher.finalize().to_hex().as_str() != entry.blake3 {
             return Err(damaged("is not what was written: its BLAKE3 differs"));
@@ -347,7 +373,11 @@ impl BackupSet {
     /// `environment`.
     pub(crate) fn view(&self, index: &Index) -> Result<Arc<dyn Storage>, Failure> {
         let storage = BackupSet::at(&self.root)?.storage;
-        let files = index.files.iter().map(|file| (file.path.clone(), file.clone())).collect();
+        let files = index
+            .files
+            .iter()
+            .map(|file| (file.path.clone(), file.clone()))
+            .collect();
         Ok(Arc::new(View { storage, files }))
     }
 
@@ -414,7 +444,9 @@ impl FileWriter<'_> {
     pub(crate) fn write(&mut self, data: &[u8]) -> Result<(), Failure> {
         self.hasher.update(data);
         self.written += u64::try_from(data.len()).expect("a length fits");
-        self.file.write_all(data).map_err(|error| self.set.write_failure(&self.path, error))
+        self.file
+            .write_all(data)
+            .map_err(|error| self.set.write_failure(&self.path, error))
     }
 
     /// Makes the file durable under its name. `expected` is the hash that the sender computed.
@@ -438,7 +470,10 @@ impl FileWriter<'_> {
         self.file.sync_all().map_err(fail)?;
         let blake3 = hash.to_hex().to_string();
         let stored = format!("{}.{}", self.path, &blake3[..16]);
-        self.set.storage.durable_rename(&self.new_path, &stored).map_err(fail)?;
+        self.set
+            .storage
+            .durable_rename(&self.new_path, &stored)
+            .map_err(fail)?;
         Ok(FileEntry {
             path: self.path,
             stored,
@@ -471,7 +506,11 @@ impl Storage for View {
     fn list(&self, path: &str) -> io::Result<Vec<DirEntry>> {
         let entries = self.files.values().filter_map(|file| {
             let (directory, name) = file.path.rsplit_once('/')?;
-            let entry = DirEntry { name: name.to_owned(), bytes: file.bytes, is_dir: false };
+            let entry = DirEntry {
+                name: name.to_owned(),
+                bytes: file.bytes,
+                is_dir: false,
+            };
             (directory == path).then_some(entry)
         });
         Ok(entries.collect())
@@ -584,7 +623,13 @@ mod tests {
         assert_eq!(class(r#"{"format":2,"other":1}"#), ExitClass::NewerFormat);
         let other = tempfile::tempdir().unwrap();
         fs::write(other.path().join("letter.txt"), "dear").unwrap();
-        assert_eq!(BackupSet::create(other.path()).err().unwrap().class, ExitClass::Environment);
-        assert_eq!(BackupSet::open(other.path()).err().unwrap().class, ExitClass::Environment);
+        assert_eq!(
+            BackupSet::create(other.path()).err().unwrap().class,
+            ExitClass::Environment
+        );
+        assert_eq!(
+            BackupSet::open(other.path()).err().unwrap().class,
+            ExitClass::Environment
+        );
     }
 }

@@ -88,7 +88,9 @@ pub(crate) fn parse_hash(text: &str) -> Option<[u8; 32]> {
 ///
 /// `network`, `access`, or what the client says.
 pub(crate) async fn client(globals: &Globals) -> Result<Client, Failure> {
-    Client::connect(config(globals, &globals.server)?).await.map_err(client_failure)
+    Client::connect(config(globals, &globals.server)?)
+        .await
+        .map_err(client_failure)
 }
 
 /// Adds the token to every call.
@@ -98,7 +100,9 @@ pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 impl tonic::service::Interceptor for Bearer {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
         if let Some(value) = &self.0 {
-            request.metadata_mut().insert("authorization", value.clone());
+            request
+                .metadata_mut()
+                .insert("authorization", value.clone());
         }
         Ok(request)
     }
@@ -115,7 +119,9 @@ async fn grpc(globals: &Globals, args: &GrpcArgs) -> Result<Grpc, Failure> {
     });
     let bearer = Bearer(value.transpose()?);
     // Opened here and not by the channel, so that a refusal keeps its own words.
-    let stream = truthdb_client::open_stream(&config).await.map_err(client_failure)?;
+    let stream = truthdb_client::open_stream(&config)
+        .await
+        .map_err(client_failure)?;
     let opened = Arc::new(Mutex::new(Some(stream)));
     let connector = tower::service_fn(move |_| {
         let stream = opened.lock().expect("nobody panics with it").take();
@@ -123,15 +129,16 @@ async fn grpc(globals: &Globals, args: &GrpcArgs) -> Result<Grpc, Failure> {
         std::future::ready(stream.map(TokioIo::new).ok_or_else(lost))
     });
     // The name is only for the header: the stream is connected already.
-    let channel = Endpoint::from_static("http://truthdb")
-        .connect_with_connector(connector)
-        .await
-        .map_err(|error| {
-            let message = format!("cannot speak gRPC to {}", args.grpc);
-            Failure::new(ExitClass::Network, message).with_source(error).with_action(
+    let channel =
+        Endpoint::from_static("http://truthdb")
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| {
+                let message = format!("cannot speak gRPC to {}", args.grpc);
+                Failure::new(ExitClass::Network, message).with_source(error).with_action(
                 "Check --grpc: it is the address of gRPC and HTTP, not of the native protocol.",
             )
-        })?;
+            })?;
     Ok(InterceptedService::new(channel, bearer))
 }
 

@@ -54,15 +54,21 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     let cursors = block_on(async {
         match &args.action {
             Action::Get { name, partition } => get(globals, name, *partition).await,
-            Action::Commit { name, position, partition } => {
+            Action::Commit {
+                name,
+                position,
+                partition,
+            } => {
                 let client = client(globals).await?;
                 let committed = client.cursor_commit(*partition, name, *position).await;
                 committed.map_err(client_failure)?;
                 get(globals, name, *partition).await
             }
-            Action::List { partition, prefix, grpc } => {
-                list(globals, grpc, *partition, prefix).await
-            }
+            Action::List {
+                partition,
+                prefix,
+                grpc,
+            } => list(globals, grpc, *partition, prefix).await,
         }
     })?;
     let mut out = Output::new();
@@ -96,7 +102,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
 
 async fn get(globals: &Globals, name: &str, partition: u32) -> Result<Vec<v1::Cursor>, Failure> {
     let client = client(globals).await?;
-    let found = client.cursor_get(partition, name).await.map_err(client_failure)?;
+    let found = client
+        .cursor_get(partition, name)
+        .await
+        .map_err(client_failure)?;
     let Some(cursor) = found else {
         let message = format!("cursor {name} of partition {partition} was never committed");
         return Err(Failure::new(ExitClass::Refused, message)
@@ -126,7 +135,11 @@ async fn list(
         ..v1::CursorListRequest::default()
     };
     loop {
-        let page = log.cursor_list(request.clone()).await.map_err(call_failure)?.into_inner();
+        let page = log
+            .cursor_list(request.clone())
+            .await
+            .map_err(call_failure)?
+            .into_inner();
         cursors.extend(page.cursors);
         if page.next_page_token.is_empty() {
             return Ok(cursors);

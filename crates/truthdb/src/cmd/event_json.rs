@@ -117,8 +117,9 @@ impl EventLine<'_> {
             }
             (Some(value), None) => (value.get().as_bytes(), CONTENT_TYPE_DEFAULT),
             (None, Some(text)) => {
-                decoded =
-                    BASE64.decode(text).map_err(|error| format!("`payload_base64`: {error}"))?;
+                decoded = BASE64
+                    .decode(text)
+                    .map_err(|error| format!("`payload_base64`: {error}"))?;
                 (&decoded[..], "")
             }
             (None, None) => (&[][..], ""),
@@ -141,7 +142,10 @@ impl EventLine<'_> {
         for (key, value) in &self.metadata {
             event = event.metadata(key, value);
         }
-        batch.push(event).map(|_| ()).map_err(|error| super::chain_text(&error))
+        batch
+            .push(event)
+            .map(|_| ())
+            .map_err(|error| super::chain_text(&error))
     }
 }
 
@@ -179,7 +183,10 @@ mod tests {
             "id":"01010101-0101-0101-0101-010101010101","type":"t","timestamp":"x",
             "timestamp_ns":5,"content_type":"application/json","payload":{"a":1}}"#;
         let batch = push(line).unwrap();
-        assert_eq!(batch.ids().collect::<Vec<_>>(), [EventId::from_bytes([1; 16])]);
+        assert_eq!(
+            batch.ids().collect::<Vec<_>>(),
+            [EventId::from_bytes([1; 16])]
+        );
     }
 
     #[test]

@@ -39,13 +39,21 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
-    let path = args.path.as_ref().or(globals.data.as_ref()).ok_or_else(|| {
-        Failure::usage("name a file or a data directory, as an argument or with --data")
-    })?;
+    let path = args
+        .path
+        .as_ref()
+        .or(globals.data.as_ref())
+        .ok_or_else(|| {
+            Failure::usage("name a file or a data directory, as an argument or with --data")
+        })?;
     let kind = std::fs::metadata(path).map_err(|error| {
         Failure::environment(format!("cannot look at {}", path.display()), error)
     })?;
-    if kind.is_dir() { directory(path, globals.json) } else { file(path, &args, globals.json) }
+    if kind.is_dir() {
+        directory(path, globals.json)
+    } else {
+        file(path, &args, globals.json)
+    }
 }
 
 fn storage(root: &Path) -> Result<FileStorage, Failure> {
@@ -58,11 +66,17 @@ fn file(path: &Path, args: &Args, json: bool) -> Result<(), Failure> {
     let absolute = std::path::absolute(path).map_err(fail)?;
     let name = absolute.file_name().and_then(|name| name.to_str());
     let (Some(parent), Some(name)) = (absolute.parent(), name) else {
-        return Err(Failure::usage(format!("{} is not a file's name", path.display())));
+        return Err(Failure::usage(format!(
+            "{} is not a file's name",
+            path.display()
+        )));
     };
     let opened = storage(parent)?.open(name, OpenMode::Read).map_err(fail)?;
-    let options =
-        InspectOptions { offset: args.offset, items_max: args.limit, events: args.events };
+    let options = InspectOptions {
+        offset: args.offset,
+        items_max: args.limit,
+        events: args.events,
+    };
     let inspection = inspect_file(&path.display().to_string(), &opened, options).map_err(fail)?;
     let mut out = Output::new();
     if json {
@@ -130,7 +144,9 @@ fn directory(root: &Path, json: bool) -> Result<(), Failure> {
         match summarise(&storage, &manifest, partition, &mut summary.problems) {
             Ok(found) => summary.partitions.push(found),
             Err(error) => {
-                summary.problems.push(format!("{}: {error}", wal_dir(partition)));
+                summary
+                    .problems
+                    .push(format!("{}: {error}", wal_dir(partition)));
             }
         }
     }
@@ -139,7 +155,9 @@ fn directory(root: &Path, json: bool) -> Result<(), Failure> {
         parse_partition_dir(&entry.name).is_some_and(|number| number >= manifest.partition_count)
     });
     for entry in beyond {
-        summary.problems.push(format!("{}: the manifest does not know it", entry.name));
+        summary
+            .problems
+            .push(format!("{}: the manifest does not know it", entry.name));
     }
     let mut out = Output::new();
     if json {
@@ -240,7 +258,9 @@ fn tell(summary: &Summary, out: &mut Output) -> Result<(), Failure> {
             partition.index_files,
             output::bytes(partition.index_bytes)
         ))?;
-        let header = ["segment", "state", "first", "last", "events", "bytes", "chain"];
+        let header = [
+            "segment", "state", "first", "last", "events", "bytes", "chain",
+        ];
         let mut table = output::table(&header, &[0, 2, 3, 4, 5]);
         for segment in &partition.segments {
             let chain = segment.chain.as_deref().unwrap_or_default();

@@ -77,9 +77,20 @@ impl Offline {
     ) -> Result<Offline, Failure> {
         let world = world(globals, directory)?;
         let holder = format!("truthdb {command}, process {}", std::process::id());
-        let layout = open_database_layout(&world, &holder)
-            .map_err(|error| directory_failure(directory, error))?;
-        Ok(Offline { directory: directory.to_owned(), world, layout })
+        let layout = open_database_layout(&world, &holder).map_err(|error| {
+            let failure = directory_failure(directory, error);
+            if failure.class != ExitClass::Locked {
+                return failure;
+            }
+            failure.with_action(
+                "Stop the server that has it open, or ask that server: leave out --data.",
+            )
+        })?;
+        Ok(Offline {
+            directory: directory.to_owned(),
+            world,
+            layout,
+        })
     }
 
     /// The manifest.
@@ -116,9 +127,9 @@ impl Offline {
         let directory = wal_dir(partition);
         let fail = |error: RecoveryError| self.recovery_failure(error);
         let trim = read_trim_point(storage, self.manifest(), partition).map_err(fail)?;
-        let entries = storage.list(&directory).map_err(|error| {
-            Failure::environment(format!("cannot list {directory}"), error)
-        })?;
+        let entries = storage
+            .list(&directory)
+            .map_err(|error| Failure::environment(format!("cannot list {directory}"), error))?;
         let mut numbers: Vec<u32> = entries
             .iter()
             .filter_map(|entry| parse_segment_name(&entry.name))
@@ -132,8 +143,10 @@ impl Offline {
             });
             if *segment != expected {
                 let missing = segment_path(partition, expected);
-                return Err(Failure::new(ExitClass::Damaged, format!("{missing} is missing"))
-                    .with_action("Restore it from a backup with `truthdb repair`."));
+                return Err(
+                    Failure::new(ExitClass::Damaged, format!("{missing} is missing"))
+                        .with_action("Restore it from a backup with `truthdb repair`."),
+                );
             }
             segments.push(self.segment(partition, *segment)?);
         }
@@ -144,7 +157,9 @@ impl Offline {
         }
         for index in 0..segments.len() {
             if segments[index].footer.is_none() {
-                let next = segments.get(index + 1).map(|next| SegmentEnd::before(&next.header));
+                let next = segments
+                    .get(index + 1)
+                    .map(|next| SegmentEnd::before(&next.header));
                 self.find_end(partition, &mut segments[index], next)?;
             }
         }
@@ -160,7 +175,14 @@ impl Offline {
         let file = Arc::clone(reader.file());
         let data_end = footer.as_ref().map_or(0, |footer| footer.data_end);
         let next_sequence = footer.as_ref().map_or(0, |footer| footer.last_sequence + 1);
-        Ok(OfflineSegment { segment, header, footer, data_end, next_sequence, file })
+        Ok(OfflineSegment {
+            segment,
+            header,
+            footer,
+            data_end,
+            next_sequence,
+            file,
+        })
     }
 
     fn find_end(
@@ -171,9 +193,8 @@ impl Offline {
     ) -> Result<(), Failure> {
         let place = self.manifest().place(partition, segment.segment);
         let storage = self.storage().as_ref();
-        let found =
-            recover_segment(storage, place, next, RecoveryMode::Look, &mut |_| {})
-                .map_err(|error| self.recovery_failure(error))?;
+        let found = recover_segment(storage, place, next, RecoveryMode::Look, &mut |_| {})
+            .map_err(|error| self.recovery_failure(error))?;
         segment.data_end = found.tail_offset;
         segment.next_sequence = found.next_sequence;
         Ok(())
@@ -202,7 +223,9 @@ pub(crate) fn recovery_failure(directory: &Path, error: RecoveryError) -> Failur
         _ => "See that the disk and the permissions are in order.".to_owned(),
     };
     let message = format!("the log in {} cannot be read", directory.display());
-    Failure::new(class, message).with_source(error).with_action(action)
+    Failure::new(class, message)
+        .with_source(error)
+        .with_action(action)
 }
 
 fn inspect_action(file: &Path, offset: u64) -> String {
@@ -222,9 +245,15 @@ pub(crate) fn read_failure(directory: &Path, error: truthdb_log::ReadError) -> F
                 &corruption.reason,
                 truthdb_log::CorruptReason::Format(truthdb_log::FormatError::NewerFormat { .. })
             );
-            let class = if newer { ExitClass::NewerFormat } else { ExitClass::Damaged };
+            let class = if newer {
+                ExitClass::NewerFormat
+            } else {
+                ExitClass::Damaged
+            };
             let action = inspect_action(&directory.join(&corruption.path), corruption.offset);
-            Failure::new(class, message).with_source(error).with_action(action)
+            Failure::new(class, message)
+                .with_source(error)
+                .with_action(action)
         }
         _ => Failure::environment(message, error),
     }

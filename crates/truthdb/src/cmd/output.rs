@@ -19,7 +19,9 @@ pub(crate) struct Output {
 impl Output {
     /// Takes standard output.
     pub(crate) fn new() -> Output {
-        Output { stdout: BufWriter::with_capacity(64 * 1024, io::stdout().lock()) }
+        Output {
+            stdout: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
+        }
     }
 
     /// Writes text as it is.
@@ -57,7 +59,10 @@ impl Output {
     ///
     /// As [`Output::text`].
     pub(crate) fn table(&mut self, table: &Table) -> Result<(), Failure> {
-        let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        let text: String = table
+            .lines()
+            .map(|line| format!("{}\n", line.trim_end()))
+            .collect();
         self.text(&text)
     }
 

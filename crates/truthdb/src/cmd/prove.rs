@@ -77,7 +77,9 @@ async fn online(args: &Args, globals: &Globals) -> Result<Proof, Failure> {
     let (partition, sequence) = match (&args.stream, args.revision, args.sequence) {
         (Some(stream), Some(revision), _) => {
             let client = client(globals).await?;
-            let read = Read::stream(stream.as_str()).from_revision(revision).limit(1);
+            let read = Read::stream(stream.as_str())
+                .from_revision(revision)
+                .limit(1);
             let pages = client.read(read).map_err(client_failure)?;
             let events = pages.collect().await.map_err(client_failure)?;
             match events.first() {
@@ -88,11 +90,22 @@ async fn online(args: &Args, globals: &Globals) -> Result<Proof, Failure> {
             }
         }
         (_, _, Some(sequence)) => (args.partition, sequence),
-        _ => return Err(Failure::usage("a sequence, or --stream and --revision, is needed")),
+        _ => {
+            return Err(Failure::usage(
+                "a sequence, or --stream and --revision, is needed",
+            ));
+        }
     };
     let mut admin = connect::admin(globals, &args.grpc).await?;
-    let request = v1::ProveRequest { partition, sequence };
-    let reply = admin.prove(request).await.map_err(call_failure)?.into_inner();
+    let request = v1::ProveRequest {
+        partition,
+        sequence,
+    };
+    let reply = admin
+        .prove(request)
+        .await
+        .map_err(call_failure)?
+        .into_inner();
     serde_json::from_str(&reply.proof_json).map_err(|error| {
         Failure::new(ExitClass::Network, "the server's proof is not one").with_source(error)
     })
@@ -114,11 +127,13 @@ fn offline(args: &Args, globals: &Globals, directory: &Path) -> Result<Proof, Fa
     offline.check_partition(partition)?;
     let segments = offline.segments(partition)?;
     let sequence = match (&args.stream, args.revision, args.sequence) {
-        (Some(stream), Some(revision), _) => {
-            find_revision(&offline, &segments, stream, revision)?
-        }
+        (Some(stream), Some(revision), _) => find_revision(&offline, &segments, stream, revision)?,
         (_, _, Some(sequence)) => sequence,
-        _ => return Err(Failure::usage("a sequence, or --stream and --revision, is needed")),
+        _ => {
+            return Err(Failure::usage(
+                "a sequence, or --stream and --revision, is needed",
+            ));
+        }
     };
     let holds = |segment: &&OfflineSegment| segment.header.base_sequence <= sequence;
     let at = segments.iter().take_while(holds).count();
@@ -128,8 +143,10 @@ fn offline(args: &Args, globals: &Globals, directory: &Path) -> Result<Proof, Fa
             .with_action("It was trimmed; a backup made before that has it."));
     };
     let segment = &segments[at];
-    let later: Vec<Footer> =
-        segments[at + 1..].iter().map_while(|segment| segment.footer).collect();
+    let later: Vec<Footer> = segments[at + 1..]
+        .iter()
+        .map_while(|segment| segment.footer)
+        .collect();
     let part = match &segment.footer {
         Some(footer) => ProveSegment::Sealed(footer),
         None => {
@@ -143,7 +160,10 @@ fn offline(args: &Args, globals: &Globals, directory: &Path) -> Result<Proof, Fa
                         .with_action("Start the server: it seals the segment."));
                 }
             };
-            ProveSegment::Unsealed { data_end: segment.data_end, previous_chain }
+            ProveSegment::Unsealed {
+                data_end: segment.data_end,
+                previous_chain,
+            }
         }
     };
     let place = offline.manifest().place(partition, segment.segment);
@@ -191,9 +211,8 @@ fn check(file: &Path, chain: Option<&str>, json: bool) -> Result<(), Failure> {
         std::io::stdin().lock().read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    let bytes = read().map_err(|error| {
-        Failure::environment(format!("cannot read {}", file.display()), error)
-    })?;
+    let bytes = read()
+        .map_err(|error| Failure::environment(format!("cannot read {}", file.display()), error))?;
     let proves_nothing = |error: Box<dyn std::error::Error + Send + Sync>| {
         let message = format!("{} proves nothing", file.display());
         Failure::new(ExitClass::Damaged, message).with_source(error)
@@ -237,16 +256,24 @@ fn check(file: &Path, chain: Option<&str>, json: bool) -> Result<(), Failure> {
     let mut fact = |name: &str, value: String| {
         facts.add_row(vec![name.to_owned(), value]);
     };
-    fact("event", format!("{}@{}", event.stream(), proof.event.revision));
+    fact(
+        "event",
+        format!("{}@{}", event.stream(), proof.event.revision),
+    );
     fact("type", event.event_type().to_owned());
     fact("id", event.id().to_string());
-    fact("sequence", format!("{} of partition {}", proof.event.sequence, proof.partition));
+    fact(
+        "sequence",
+        format!("{} of partition {}", proof.event.sequence, proof.partition),
+    );
     fact("time", output::timestamp(proof.batch.timestamp_ns));
     fact("database", proof.database_id.clone());
     fact("chain", output::hex(&proven.chain));
     out.table(&facts)?;
     out.line(match (chain.is_some(), proven.sealed) {
-        (true, _) => "Proven: the event is part of the history that the given chain hash stands for.",
+        (true, _) => {
+            "Proven: the event is part of the history that the given chain hash stands for."
+        }
         (false, true) => {
             "The proof is consistent. Compare the chain hash with the published one, or give it \
              with --chain: only that proves the event."

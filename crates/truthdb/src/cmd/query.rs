@@ -55,8 +55,10 @@ impl FilterArgs {
             filter.streams = StreamFilter::AllWithSystem;
         }
         if !(self.types.is_empty() && self.tags.is_empty()) {
-            filter.matches =
-                vec![EventMatch { types: text(&self.types)?, tags: text(&self.tags)? }];
+            filter.matches = vec![EventMatch {
+                types: text(&self.types)?,
+                tags: text(&self.tags)?,
+            }];
         }
         Ok(filter)
     }
@@ -77,7 +79,11 @@ pub(crate) struct EventLines {
 impl EventLines {
     /// To standard output.
     pub(crate) fn new(json: bool) -> EventLines {
-        EventLines { out: Output::new(), json, header_due: !json }
+        EventLines {
+            out: Output::new(),
+            json,
+            header_due: !json,
+        }
     }
 
     /// Prints an event.

@@ -70,16 +70,22 @@ enum Action {
 impl Action {
     fn choice(&self) -> RepairChoice {
         match self {
-            Action::CutTail { partition } => RepairChoice::CutTail { partition: *partition },
-            Action::CutSegment { partition, segment } => {
-                RepairChoice::CutSegment { partition: *partition, segment: *segment }
-            }
-            Action::RestoreSegment { partition, segment, .. } => {
-                RepairChoice::RestoreSegment { partition: *partition, segment: *segment }
-            }
-            Action::RebuildIndexes { partition } => {
-                RepairChoice::RebuildIndexes { partition: *partition }
-            }
+            Action::CutTail { partition } => RepairChoice::CutTail {
+                partition: *partition,
+            },
+            Action::CutSegment { partition, segment } => RepairChoice::CutSegment {
+                partition: *partition,
+                segment: *segment,
+            },
+            Action::RestoreSegment {
+                partition, segment, ..
+            } => RepairChoice::RestoreSegment {
+                partition: *partition,
+                segment: *segment,
+            },
+            Action::RebuildIndexes { partition } => RepairChoice::RebuildIndexes {
+                partition: *partition,
+            },
         }
     }
 
@@ -110,7 +116,9 @@ fn loss(plan: &RepairPlan) -> String {
 /// Runs the command.
 pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     let Some(directory) = &globals.data else {
-        return Err(Failure::usage("repair needs --data: the data directory, without a server"));
+        return Err(Failure::usage(
+            "repair needs --data: the data directory, without a server",
+        ));
     };
     let offline = Offline::open(globals, directory, "repair")?;
     let choice = args.action.choice();
@@ -150,18 +158,25 @@ fn repair_failure(directory: &Path, error: RepairError) -> Failure {
     let (class, action) = match error {
         RepairError::Read(error) => return read_failure(directory, error),
         RepairError::Recovery(error) => return recovery_failure(directory, error),
-        RepairError::NothingToDo(_) => {
-            (ExitClass::Refused, "See what is damaged with `truthdb verify`.")
-        }
-        RepairError::Impossible(_) => {
-            (ExitClass::Refused, "Choose another way: see `truthdb repair --help`.")
-        }
+        RepairError::NothingToDo(_) => (
+            ExitClass::Refused,
+            "See what is damaged with `truthdb verify`.",
+        ),
+        RepairError::Impossible(_) => (
+            ExitClass::Refused,
+            "Choose another way: see `truthdb repair --help`.",
+        ),
         RepairError::BackupDoesNotFit { .. } => (ExitClass::Damaged, "Use another backup."),
         RepairError::PlanChanged => (ExitClass::TryLater, "Make a new plan and look at it."),
-        _ => (ExitClass::Environment, "When the disk is in order, repeat the command."),
+        _ => (
+            ExitClass::Environment,
+            "When the disk is in order, repeat the command.",
+        ),
     };
     let message = format!("{} was not repaired", directory.display());
-    Failure::new(class, message).with_source(error).with_action(action)
+    Failure::new(class, message)
+        .with_source(error)
+        .with_action(action)
 }
 
 #[cfg(test)]

@@ -35,8 +35,10 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     let Some(directory) = &globals.data else {
-        return Err(Failure::usage("restore needs --data: where the database is to be")
-            .with_action("Give an empty or absent directory."));
+        return Err(
+            Failure::usage("restore needs --data: where the database is to be")
+                .with_action("Give an empty or absent directory."),
+        );
     };
     let (set, index) = BackupSet::open(&args.from)?;
     let manifest = set.manifest(&index)?;
@@ -84,8 +86,11 @@ fn check_complete(index: &Index, manifest: &Manifest) -> Result<(), Failure> {
     if own && found.iter().copied().eq(0..manifest.partition_count) {
         return Ok(());
     }
-    Err(Failure::new(ExitClass::Damaged, "the backup's index contradicts its manifest")
-        .with_action("Use another backup."))
+    Err(Failure::new(
+        ExitClass::Damaged,
+        "the backup's index contradicts its manifest",
+    )
+    .with_action("Use another backup."))
 }
 
 fn copy(
@@ -114,8 +119,11 @@ fn copy(
     let holder = format!("truthdb restore, process {}", std::process::id());
     let _lock = storage.lock(LOCK_PATH, &holder).map_err(|error| {
         if error.kind() == std::io::ErrorKind::WouldBlock {
-            Failure::new(ExitClass::Locked, format!("{} is in use", directory.display()))
-                .with_source(error)
+            Failure::new(
+                ExitClass::Locked,
+                format!("{} is in use", directory.display()),
+            )
+            .with_source(error)
         } else {
             fail(error)
         }
@@ -129,13 +137,15 @@ fn copy(
     let bar = output::byte_bar(index.bytes(), quiet);
     bar.set_message("restoring");
     // The manifest last: without it a broken attempt is no database.
-    let (manifest_file, others): (Vec<_>, Vec<_>) =
-        index.files.iter().partition(|file| file.path == MANIFEST_PATH);
+    let (manifest_file, others): (Vec<_>, Vec<_>) = index
+        .files
+        .iter()
+        .partition(|file| file.path == MANIFEST_PATH);
     for file in others.into_iter().chain(manifest_file) {
         copy_file(set, file, manifest, storage, directory, &bar)?;
     }
     bar.finish_and_clear();
-    Ok(verify_storage(&world.storage, manifest, &[], true, quiet))
+    Ok(verify_storage(&world.storage, manifest, &[], true, quiet).of_segments())
 }
 
 fn copy_file(
@@ -179,8 +189,9 @@ fn check_chains(index: &Index, verdict: &Verdict) -> Result<(), Failure> {
             let message = format!(
                 "partition {partition} does not end in the chain hash that the backup names"
             );
-            return Err(Failure::new(ExitClass::Damaged, message)
-                .with_action("Use another backup."));
+            return Err(
+                Failure::new(ExitClass::Damaged, message).with_action("Use another backup.")
+            );
         }
     }
     Ok(())

@@ -20,7 +20,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     let status = block_on(async {
         let mut admin = connect::admin(globals, &args.grpc).await?;
-        Ok(admin.status(v1::StatusRequest {}).await.map_err(call_failure)?.into_inner())
+        Ok(admin
+            .status(v1::StatusRequest {})
+            .await
+            .map_err(call_failure)?
+            .into_inner())
     })?;
     let mut out = Output::new();
     if globals.json {
@@ -39,20 +43,37 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     fact("durability", durability(status.durability).to_owned());
     fact("disk i/o", status.io_backend.clone());
     let (free, total) = (status.disk_free_bytes, status.disk_total_bytes);
-    fact("disk free", format!("{} of {}", output::bytes(free), output::bytes(total)));
+    fact(
+        "disk free",
+        format!("{} of {}", output::bytes(free), output::bytes(total)),
+    );
     fact("connections", status.connections.to_string());
     out.table(&facts)?;
     out.line("")?;
     out.table(&partitions(&status.partitions))?;
-    for partition in status.partitions.iter().filter(|partition| !partition.reason.is_empty()) {
-        out.line(&format!("partition {}: {}", partition.partition, partition.reason))?;
+    for partition in status
+        .partitions
+        .iter()
+        .filter(|partition| !partition.reason.is_empty())
+    {
+        out.line(&format!(
+            "partition {}: {}",
+            partition.partition, partition.reason
+        ))?;
     }
     out.flush()
 }
 
 fn partitions(partitions: &[v1::PartitionStatus]) -> comfy_table::Table {
     let header = [
-        "partition", "state", "first", "committed", "segments", "sealed", "bytes", "backlog",
+        "partition",
+        "state",
+        "first",
+        "committed",
+        "segments",
+        "sealed",
+        "bytes",
+        "backlog",
         "last event",
     ];
     let mut table = output::table(&header, &[0, 2, 3, 4, 5, 6, 7]);

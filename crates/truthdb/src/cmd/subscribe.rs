@@ -69,7 +69,10 @@ impl Args {
             return Ok(subscribe);
         };
         if self.commit {
-            let known = client.cursor_get(self.partition, cursor).await.map_err(client_failure)?;
+            let known = client
+                .cursor_get(self.partition, cursor)
+                .await
+                .map_err(client_failure)?;
             if known.is_none() {
                 return Ok(subscribe);
             }
@@ -126,14 +129,18 @@ async fn follow(
                     let last = last.unwrap_or_default();
                     return args.commit(client, &mut committed, last).await;
                 }
-                args.commit(client, &mut committed, last.unwrap_or_default()).await?;
+                args.commit(client, &mut committed, last.unwrap_or_default())
+                    .await?;
             }
             Message::CaughtUp(position) if args.until_caught_up => {
                 return args.commit(client, &mut committed, position.position).await;
             }
             Message::CaughtUp(_) | Message::Heartbeat(_) => {}
             Message::Interrupted(error) => {
-                output::note(&format!("truthdb: reconnecting: {}", super::chain_text(&error)));
+                output::note(&format!(
+                    "truthdb: reconnecting: {}",
+                    super::chain_text(&error)
+                ));
             }
         }
     }

@@ -39,19 +39,34 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     let before = match (args.before_sequence, args.before_time) {
         (Some(sequence), _) => Before::Sequence(sequence),
         (None, Some(time)) => Before::TimestampNs(time),
-        (None, None) => return Err(Failure::usage("--before-sequence or --before-time is needed")),
+        (None, None) => {
+            return Err(Failure::usage(
+                "--before-sequence or --before-time is needed",
+            ));
+        }
     };
-    let target = v1::TrimTarget { partition: args.partition, before: Some(before) };
+    let target = v1::TrimTarget {
+        partition: args.partition,
+        before: Some(before),
+    };
     let done = block_on(async {
         let mut admin = connect::admin(globals, &args.grpc).await?;
-        let plan = v1::TrimRequest { request: Some(Request::Plan(target)) };
+        let plan = v1::TrimRequest {
+            request: Some(Request::Plan(target)),
+        };
         let plan = admin.trim(plan).await.map_err(call_failure)?.into_inner();
         if !args.yes || plan.segments.is_empty() {
             return Ok(plan);
         }
         let token = plan.plan_token;
-        let execute = v1::TrimRequest { request: Some(Request::ExecutePlanToken(token)) };
-        Ok(admin.trim(execute).await.map_err(call_failure)?.into_inner())
+        let execute = v1::TrimRequest {
+            request: Some(Request::ExecutePlanToken(token)),
+        };
+        Ok(admin
+            .trim(execute)
+            .await
+            .map_err(call_failure)?
+            .into_inner())
     })?;
     tell(&done, args.yes, globals.json)
 }
@@ -73,16 +88,25 @@ fn tell(plan: &v1::TrimResponse, yes: bool, json: bool) -> Result<(), Failure> {
         out.line("Nothing to remove: no whole sealed segment lies before that.")?;
         return out.flush();
     };
-    let does = if plan.executed { "Removed" } else { "Would remove" };
+    let does = if plan.executed {
+        "Removed"
+    } else {
+        "Would remove"
+    };
     out.line(&format!(
         "{does} segments {first} to {last} of partition {}: {} events, {}.",
         plan.partition,
         plan.events,
         output::bytes(plan.bytes)
     ))?;
-    out.line(&format!("The first sequence that stays is {}.", plan.first_sequence))?;
+    out.line(&format!(
+        "The first sequence that stays is {}.",
+        plan.first_sequence
+    ))?;
     if !yes {
-        out.line("Nothing was changed. With --yes it is done, and those events are lost for ever.")?;
+        out.line(
+            "Nothing was changed. With --yes it is done, and those events are lost for ever.",
+        )?;
     }
     out.flush()
 }

@@ -93,7 +93,11 @@ impl From<v1::VerifyFinding> for Row {
             None => (String::new(), finding.message),
         };
         // A server tells no notes; what mends itself is a warning.
-        let severity = if finding.command.starts_with("nothing") { "warning" } else { "error" };
+        let severity = if finding.command.starts_with("nothing") {
+            "warning"
+        } else {
+            "error"
+        };
         Row {
             severity,
             path,
@@ -142,7 +146,13 @@ fn offline(args: &Args, globals: &Globals, directory: &Path) -> Result<Verdict, 
     }
     let deep = !args.shallow;
     let (storage, manifest) = (offline.storage(), offline.manifest());
-    Ok(verify_storage(storage, manifest, &partitions, deep, globals.json))
+    Ok(verify_storage(
+        storage,
+        manifest,
+        &partitions,
+        deep,
+        globals.json,
+    ))
 }
 
 /// Verifies the files of a database, with a bar.
@@ -155,7 +165,10 @@ pub(crate) fn verify_storage(
 ) -> Verdict {
     let bar = output::byte_bar(0, quiet);
     bar.set_message("verifying");
-    let options = VerifyOptions { deep, sealed_only: false };
+    let options = VerifyOptions {
+        deep,
+        sealed_only: false,
+    };
     let mut progress = |at: truthdb_log::VerifyProgress<'_>| {
         bar.set_length(at.bytes_total);
         bar.set_position(at.bytes_done);
@@ -172,7 +185,11 @@ async fn online(args: &Args, globals: &Globals) -> Result<Verdict, Failure> {
         partition: args.partition,
         bytes_per_second_max: args.bytes_per_second,
     };
-    let mut messages = admin.verify(request).await.map_err(call_failure)?.into_inner();
+    let mut messages = admin
+        .verify(request)
+        .await
+        .map_err(call_failure)?
+        .into_inner();
     let bar = output::byte_bar(0, globals.json);
     bar.set_message("verifying");
     let mut findings = Vec::new();
@@ -197,8 +214,11 @@ async fn online(args: &Args, globals: &Globals) -> Result<Verdict, Failure> {
             None => {}
         }
     }
-    Err(Failure::new(ExitClass::Network, "the verification broke off before its end")
-        .with_action("See the server's log, and start it again."))
+    Err(Failure::new(
+        ExitClass::Network,
+        "the verification broke off before its end",
+    )
+    .with_action("See the server's log, and start it again."))
 }
 
 impl Verdict {
@@ -220,7 +240,9 @@ impl Verdict {
                 table.add_row(vec![
                     row.severity.to_owned(),
                     row.path.clone(),
-                    row.offset.map(|offset| offset.to_string()).unwrap_or_default(),
+                    row.offset
+                        .map(|offset| offset.to_string())
+                        .unwrap_or_default(),
                     sequences(row),
                     row.what.clone(),
                 ]);
@@ -251,6 +273,13 @@ impl Verdict {
         out.flush()
     }
 
+    /// Without what is said about indexes, which no backup holds: they are made from the segments.
+    pub(crate) fn of_segments(mut self) -> Verdict {
+        self.findings
+            .retain(|row| row.severity == "error" || !row.path.contains("/index/"));
+        self
+    }
+
     /// Whether nothing is damaged.
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
@@ -258,7 +287,9 @@ impl Verdict {
 
     /// The chain hash at the end of each partition.
     pub(crate) fn chains(&self) -> impl Iterator<Item = (u32, u32, &str)> {
-        self.chains.iter().map(|chain| (chain.partition, chain.segment, chain.chain.as_str()))
+        self.chains
+            .iter()
+            .map(|chain| (chain.partition, chain.segment, chain.chain.as_str()))
     }
 
     /// The exit code.
@@ -270,9 +301,15 @@ impl Verdict {
         if self.whole {
             return Ok(());
         }
-        let count = self.findings.iter().filter(|row| row.severity == "error").count();
-        Err(Failure::new(ExitClass::Damaged, format!("{count} places are damaged"))
-            .with_action("Restore from a backup, or see `truthdb repair --help`."))
+        let count = self
+            .findings
+            .iter()
+            .filter(|row| row.severity == "error")
+            .count();
+        Err(
+            Failure::new(ExitClass::Damaged, format!("{count} places are damaged"))
+                .with_action("Restore from a backup, or see `truthdb repair --help`."),
+        )
     }
 }
 
