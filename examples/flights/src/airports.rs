@@ -51,7 +51,8 @@ impl Airports {
         Some(i32::from(local.hour()) * 60 + i32::from(local.minute()))
     }
 
-    /// The first moment from `earliest` on at which the clock at an airport shows `minute_of_day`; `None` for an
+    /// The first moment from `earliest` on at which the clock at an airport shows `minute_of_day`;
+    /// `None` for an
     /// unknown airport.
     pub fn next(&self, airport: &str, minute_of_day: i32, earliest: Minute) -> Option<Minute> {
         let away = minute_of_day - self.clock(airport, earliest)?;

@@ -55,7 +55,8 @@ pub struct Moment {
     flight: u32,
 }
 
-/// All that happened to all flights, in the order of time; what happened in the same minute stands in the order
+/// All that happened to all flights, in the order of time; what happened in the same minute stands
+/// in the order
 /// of the file.
 #[derive(Debug)]
 pub struct History {

@@ -4,12 +4,16 @@
 //! network is the business of the program `flights-load`.
 //!
 //! Rules, where the data leaves a choice:
-//! - A flight is published 24 hours before its scheduled departure (`FlightScheduled`); the data does not say when
+//! - A flight is published 24 hours before its scheduled departure (`FlightScheduled`); the data
+//!   does not say when
 //!   it really was.
 //! - `FlightDeparted` is at the scheduled departure plus the delay, exact to the minute, in UTC.
-//! - The data gives arrivals as what the clock at the destination showed. `FlightArrived` is the first moment at
-//!   which that clock showed it, not earlier than the departure plus the minutes in the air. For a flight that was
-//!   diverted first (no minutes in the air) these are taken as its distance at 600 miles an hour, the least possible.
+//! - The data gives arrivals as what the clock at the destination showed. `FlightArrived` is the
+//!   first moment at
+//!   which that clock showed it, not earlier than the departure plus the minutes in the air. For a
+//!   flight that was
+//!   diverted first (no minutes in the air) these are taken as its distance at 600 miles an hour,
+//!   the least possible.
 //! - `FlightCancelled` is at the scheduled departure; the data does not say when it was decided.
 //! - A flight that departed and has no arrival in the data (458) ends with its departure.
 //!

@@ -1,6 +1,7 @@
 //! `flights-load`: appends a year of flights to a server, in the order of time, and can read them back.
 //!
-//! One batch is under way for each partition, so that each partition holds its events in the order of time, also
+//! One batch is under way for each partition, so that each partition holds its events in the order
+//! of time, also
 //! when the server asks for a repetition; the next batches are made meanwhile.
 #![allow(
     clippy::print_stdout,
