@@ -439,8 +439,14 @@ fn check_page(model: &Partition, request: &ReadRequest, page: &ReadPage) -> Opti
     };
     let found: Vec<u64> = events.iter().map(|event| event.sequence).collect();
     if found != expected {
+        let same = found.iter().zip(&expected).take_while(|(f, e)| f == e);
+        let at = same.count();
         return Some(format!(
-            "sequences {found:?}, not {expected:?} (from {from}, next {:?})",
+            "{} events, not {}; event {at} is {:?}, not {:?} (from {from}, next {:?})",
+            found.len(),
+            expected.len(),
+            found.get(at),
+            expected.get(at),
             page.next
         ));
     }
