@@ -1,5 +1,11 @@
 //! The commands that talk to a server, as processes of their own: what they print, and how they end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "what fails here fails the test"
+)]
+
 mod cli_support;
 mod server_support;
 

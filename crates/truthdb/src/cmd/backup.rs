@@ -21,12 +21,13 @@ use crate::cli::Globals;
 use crate::exit::{ExitClass, Failure};
 
 /// Copy a database consistently while it serves.
-///
-/// With --data the directory is copied here, and no server may run on it. A directory that holds a
-/// backup of the same database is brought up to date: sealed segments that are there are not copied
-/// again, and until the new backup is whole the old one is.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Access tokens and TLS keys of the server are no part of a backup.")]
+#[command(
+    after_help = "With --data the directory is copied here, and no server may run on it. A directory \
+                  that holds a\nbackup of the same database is brought up to date: sealed segments \
+                  that are there are not copied\nagain, and until the new backup is whole the old \
+                  one is.\n\nAccess tokens and TLS keys of the server are no part of a backup."
+)]
 pub(crate) struct Args {
     /// Directory for the backup: empty, absent, or with a backup of the same database.
     to: PathBuf,

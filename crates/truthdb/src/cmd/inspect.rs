@@ -19,10 +19,12 @@ use crate::exit::Failure;
 use crate::server::directory_failure;
 
 /// Look at the files of a data directory, structure by structure.
-///
-/// A file is explained down to the field, whether it is damaged or not; what contradicts it is marked
-/// with `!`. A directory is summarised. Works beside a running server.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "A file is explained down to the field, whether it is damaged or not; what \
+                  contradicts it is\nmarked with `!`. A directory is summarised. Works beside a \
+                  running server."
+)]
 pub(crate) struct Args {
     /// A file of a data directory, or the directory itself. Without it: the directory of --data.
     path: Option<PathBuf>,

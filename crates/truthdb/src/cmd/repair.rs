@@ -16,11 +16,12 @@ use crate::cli::Globals;
 use crate::exit::{ExitClass, Failure};
 
 /// Repair a damaged partition: plan, show, and only then do.
-///
-/// Works on the directory of --data, and no server may run on it. Without --yes the plan is printed
-/// and nothing is changed. Every file that is changed or removed is first copied to
-/// `partition-N/damaged/`.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Works on the directory of --data, and no server may run on it. Without --yes the \
+                  plan is printed\nand nothing is changed. Every file that is changed or removed is \
+                  first copied to\n`partition-N/damaged/`."
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     action: Action,

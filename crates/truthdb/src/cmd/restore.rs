@@ -22,11 +22,12 @@ use crate::exit::{ExitClass, Failure};
 use crate::server::directory_failure;
 
 /// Put a backup in place as a data directory.
-///
-/// The directory that --data names must be empty or absent. Every byte is checked on the way, and
-/// what was written is verified as a whole. The database keeps its id: never serve two copies of one
-/// database to the same clients.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The directory that --data names must be empty or absent. Every byte is checked on \
+                  the way, and\nwhat was written is verified as a whole. The database keeps its id: \
+                  never serve two copies of\none database to the same clients."
+)]
 pub(crate) struct Args {
     /// Directory of the backup.
     from: PathBuf,

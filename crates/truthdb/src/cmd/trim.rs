@@ -11,10 +11,11 @@ use crate::cli::Globals;
 use crate::exit::Failure;
 
 /// Remove the oldest segments of a partition: plan, show, and only then do.
-///
-/// Only whole sealed segments go, so a little more than asked for may stay. Without --yes nothing
-/// is changed.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Only whole sealed segments go, so a little more than asked for may stay. Without \
+                  --yes nothing\nis changed."
+)]
 #[command(group = clap::ArgGroup::new("before").required(true))]
 pub(crate) struct Args {
     /// The partition.

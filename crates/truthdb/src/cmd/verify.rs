@@ -17,10 +17,12 @@ use crate::cli::Globals;
 use crate::exit::{ExitClass, Failure};
 
 /// Check stored data: checksums, chains, roots, gaplessness.
-///
-/// With --data the files are read here, and no server may run on them; everything is checked. Without
-/// it the server checks its sealed segments while it serves. Damage gives exit code 5.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "With --data the files are read here, and no server may run on them; everything is \
+                  checked.\nWithout it the server checks its sealed segments while it serves. Damage \
+                  gives exit code 5."
+)]
 pub(crate) struct Args {
     /// Only this partition.
     #[arg(long, value_name = "NUMBER")]

@@ -62,7 +62,11 @@ impl Ended {
 
 /// Runs the program.
 pub fn cli(arguments: &[&str]) -> Ended {
-    let output = program().args(arguments).stdin(Stdio::null()).output();
+    let output = program()
+        .args(arguments)
+        .env_remove("COLUMNS")
+        .stdin(Stdio::null())
+        .output();
     Ended::new(output.unwrap())
 }
 
