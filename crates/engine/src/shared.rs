@@ -174,6 +174,8 @@ pub(crate) struct PartitionShared {
     chain_before_first: Mutex<[u8; 32]>,
     state: RwLock<PartitionState>,
     prepared: Mutex<Option<Prepared>>,
+    /// The writer has taken the prepared file and has not entered it yet: the next number is in use.
+    entering: AtomicBool,
     /// Free and needed bytes when the last preparation failed for want of space.
     full: Mutex<Option<(u64, u64)>>,
     pub(crate) spare_indexes: Mutex<Vec<ActiveIndex>>,
@@ -220,6 +222,7 @@ impl PartitionShared {
             chain_before_first: Mutex::new(start.chain_before_first),
             state: RwLock::new(start.state),
             prepared: Mutex::new(None),
+            entering: AtomicBool::new(false),
             full: Mutex::new(None),
             spare_indexes: Mutex::new(Vec::new()),
             maintenance: start.maintenance,
@@ -276,8 +279,11 @@ impl PartitionShared {
             .count()
     }
 
+    /// Whether the next segment is to be prepared. While the writer enters the one it took, the
+    /// answer is no: that one's file still has the name that the next preparation would use.
     pub(crate) fn needs_prepared(&self) -> bool {
-        self.prepared.lock().is_none()
+        let prepared = self.prepared.lock();
+        prepared.is_none() && !self.entering.load(Ordering::Acquire)
     }
 
     pub(crate) fn put_prepared(&self, prepared: Prepared) {
@@ -287,7 +293,10 @@ impl PartitionShared {
     }
 
     pub(crate) fn take_prepared(&self) -> Option<Prepared> {
-        self.prepared.lock().take()
+        let mut prepared = self.prepared.lock();
+        let taken = prepared.take();
+        self.entering.store(taken.is_some(), Ordering::Release);
+        taken
     }
 
     pub(crate) fn set_disk_full(&self, free_and_needed: Option<(u64, u64)>) {
@@ -385,6 +394,7 @@ impl PartitionShared {
             }
             view.segments.push(Arc::clone(&segment));
         });
+        self.entering.store(false, Ordering::Release);
         (segment, unsealed)
     }
 }

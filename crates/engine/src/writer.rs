@@ -47,7 +47,7 @@ use crate::stream_cache::StreamCache;
 const ZERO_STEP_BYTES: usize = 1 << 20;
 /// Zeros are written ahead only while groups are smaller than this on average: a larger write gains
 /// nothing from it.
-const ZERO_GROUP_BYTES_MAX: u64 = 128 * 1024;
+const ZERO_GROUP_BYTES_MAX: u64 = 64 * 1024;
 /// At a clean stop a segment with more data than this is sealed, so that the next start has little to scan.
 pub(crate) const CLEAN_STOP_SCAN_BYTES_MAX: u64 = 8 << 20;
 /// Bytes at the start of a segment file before its data.
