@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 /// Options that every command takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Globals {
-    /// Configuration file (TOML). Without it the defaults hold; TRUTHDB_<SECTION>__<KEY> overrides both.
+    /// Configuration file (TOML). Without it the defaults hold; `TRUTHDB_<SECTION>__<KEY>` overrides both.
     #[arg(long, global = true, value_name = "FILE", env = "TRUTHDB_CONFIG")]
     pub config: Option<PathBuf>,
     /// Data directory, for commands that work on it; overrides the configuration's `data.directory`.
