@@ -14,8 +14,8 @@
 //! and if it is damaged, opening fails ([`HeadsError::Lost`]) instead of starting streams again at 0.
 //!
 //! Header page: 0 u64 checksum(8..4096) | 8 "THDR" | 12 u16 version | 14 u16 0 |
-//! 16 [16] database id | 32 u32 partition | 36 u32 first_segment | 40 u32 last_segment | 44 u32 0 |
-//! 48 u64 check of the key seed | 56 [32] chain hash of the last segment | 88 three sections {u64
+//! 16 \[16\] database id | 32 u32 partition | 36 u32 first_segment | 40 u32 last_segment | 44 u32 0 |
+//! 48 u64 check of the key seed | 56 \[32\] chain hash of the last segment | 88 three sections {u64
 //! offset, u64 bytes, u64 rows}: heads, bloom, sample.
 //! Heads, sorted: {u128 key, u64 next_revision, u64 last_sequence}. Bloom: u64 words. Sample: u64 a page.
 //!

@@ -5,8 +5,8 @@
 //! pages and verify them.
 //!
 //! Header page: 0 u64 checksum(8..4096) | 8 "TIDX" | 12 u16 version | 14 u16 0 |
-//! 16 [16] database id | 32 u32 partition | 36 u32 segment | 40 u64 base_sequence |
-//! 48 u64 event_count | 56 u64 check of the key seed | 64 [32] chain | 96 u64 sample stride of
+//! 16 \[16\] database id | 32 u32 partition | 36 u32 segment | 40 u64 base_sequence |
+//! 48 u64 event_count | 56 u64 check of the key seed | 64 \[32\] chain | 96 u64 sample stride of
 //! streams | 104 u64 sample stride of facets | 112 seven sections {u64 offset, u64 bytes, u64 rows}: streams,
 //! stream postings, facets, facet postings, ids, stream sample, facet sample.
 //!
