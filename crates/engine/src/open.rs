@@ -445,7 +445,7 @@ impl Opener<'_> {
             self.config.queue_bytes_max,
             self.config.queue_batches_max,
         );
-        let first_chain = found.segments.first().and_then(|info| info.footer());
+        let chain_before_first = chain_before_first(&found, &heads);
         let shared = Arc::new(PartitionShared::new(SharedStart {
             database_id: self.manifest.database_id,
             partition,
@@ -462,7 +462,7 @@ impl Opener<'_> {
             state,
             counters,
             trim: found.trim,
-            chain_before_first: first_chain.map_or(ZERO_HASH, |footer| footer.previous_chain),
+            chain_before_first,
             maintenance: Arc::clone(self.signal),
         }));
         self.resume_trim(&shared)?;
@@ -715,6 +715,19 @@ impl Opener<'_> {
             }
         }
         Ok(window)
+    }
+}
+
+/// Chain hash that the oldest segment must name as its predecessor's. If all before it were trimmed and it has no
+/// footer yet, the stream heads are what still knows it.
+fn chain_before_first(found: &Discovery, heads: &HeadRuns) -> [u8; 32] {
+    let Some(first) = found.segments.first() else {
+        return ZERO_HASH;
+    };
+    let before = first.place.segment - 1;
+    match first.footer() {
+        Some(footer) => footer.previous_chain,
+        None => heads.chain_of(before).unwrap_or(ZERO_HASH),
     }
 }
 

@@ -202,6 +202,8 @@ pub struct HeadRun {
     reader: PagedReader,
     first: u32,
     last: u32,
+    /// Chain hash of the last segment.
+    chain: [u8; 32],
     table: Table,
     bloom: Bloom,
 }
@@ -272,6 +274,7 @@ impl HeadRun {
             reader,
             first,
             last,
+            chain: *chain,
             table,
             bloom,
         })
@@ -530,6 +533,13 @@ impl HeadRuns {
             gaps.push(next..=self.last_segment);
         }
         gaps
+    }
+
+    /// Chain hash of a segment, if a run ends with it. For the last trimmed segment nothing else knows it while its
+    /// successor has no footer.
+    pub fn chain_of(&self, segment: u32) -> Option<[u8; 32]> {
+        let run = self.runs.iter().find(|run| run.last == segment);
+        run.map(|run| run.chain)
     }
 
     /// The runs, oldest first.
