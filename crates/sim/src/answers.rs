@@ -48,6 +48,12 @@ impl Sim {
             Verdict::Duplicate(first) if appended.duplicate => {
                 model.acknowledged(batch.partition, first)
             }
+            // Answered before the trim that is in the model already was committed.
+            Verdict::Unsure
+                if appended.duplicate && model.was_stored(batch, appended.first_sequence) =>
+            {
+                model.acknowledged(batch.partition, appended.first_sequence)
+            }
             Verdict::Accept | Verdict::Unsure if !appended.duplicate => {
                 if appended.timestamp_ns < model.last_timestamp() {
                     return violation(format!(
@@ -124,7 +130,9 @@ impl Sim {
                 let matches = condition.is_some_and(|c| model.matches(c, *sequence));
                 matches && matches!(verdict, Verdict::ConditionFailed | Verdict::Unsure)
             }
-            AppendError::IdReused { .. } => verdict == Verdict::IdReused,
+            AppendError::IdReused { .. } => {
+                matches!(verdict, Verdict::IdReused | Verdict::Unsure)
+            }
             AppendError::Overloaded { what, .. } => *what == "closed_segments_max",
             AppendError::DiskFull { .. } => errors || lost || damaged,
             AppendError::Check { source } => {

@@ -160,7 +160,11 @@ fn crashes(arguments: &Arguments) -> Result<(), Error> {
     let program = std::env::current_exe()?;
     let dir = match &arguments.dir {
         Some(dir) => dir.clone(),
-        None => std::env::current_dir()?,
+        // Beside the program: a build directory, on a real disk.
+        None => program
+            .parent()
+            .ok_or("the program lies nowhere")?
+            .to_owned(),
     };
     let progress = |outcome: &crash_loop::Outcome| {
         if outcome.kills.is_multiple_of(20) {

@@ -194,8 +194,7 @@ impl Partition {
 
     fn known_id(&self, id: &EventId) -> Option<u64> {
         let newest = *self.ids.get(&id.0)?.last()?;
-        let in_window = newest + self.window > self.last();
-        (in_window && newest >= self.first_sequence).then_some(newest)
+        (newest + self.window > self.last()).then_some(newest)
     }
 
     /// What the engine must answer.
@@ -205,6 +204,9 @@ impl Partition {
             let Some(sequence) = self.known_id(id) else {
                 continue;
             };
+            if sequence < self.first_sequence {
+                return Verdict::Unsure;
+            }
             let first = sequence.saturating_sub(index as u64);
             if self.is_stored(batch, first) {
                 return Verdict::Duplicate(first);
@@ -302,6 +304,13 @@ impl Partition {
         prefix.is_none_or(|prefix| spec.stream.starts_with(prefix))
             && (filter.types.is_empty() || filter.types.contains(&spec.kind))
             && filter.tags.iter().all(|tag| spec.tags.contains(tag))
+    }
+
+    /// Whether the first events of a batch are stored from `first` on, and were trimmed since.
+    pub(crate) fn was_stored(&self, batch: &Batch, first: u64) -> bool {
+        let spec = batch.users.first();
+        (1..self.first_sequence).contains(&first)
+            && spec.is_some_and(|spec| spec.bytes == self.get(first).spec.bytes)
     }
 
     /// What the acknowledgement of a batch stored from `first` on must say, but for `duplicate` and `durable`.
