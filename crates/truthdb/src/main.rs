@@ -4,6 +4,11 @@
 //! `serve` runs, `exit` the one list of exit codes. The program prints failures in one place, here,
 //! with the chain of their sources, and every failure has a class with its own exit code.
 
+#![allow(
+    rustdoc::invalid_html_tags,
+    reason = "the comments of arguments are help texts for a terminal"
+)]
+
 mod bench;
 mod cli;
 mod cmd;

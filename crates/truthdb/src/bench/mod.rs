@@ -101,9 +101,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
     report.print(globals.json, common.json_file.as_deref())
 }
 
-/// Runs the measuring side, which has its own network threads.
+/// Runs the measuring side on one thread, so that most of the machine is left to the server.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::environment("the network threads cannot start", error))?
