@@ -167,7 +167,7 @@ impl Client {
     ///
     /// # Errors
     /// What the server refused for good; or the last error, with
-    /// [`Outcome::MayHaveHappened`](crate::Outcome::MayHaveHappened) if any try may have succeeded:
+    /// [`crate::Outcome::MayHaveHappened`] if any try may have succeeded:
     /// then append a clone of the same batch again.
     pub async fn append(&self, batch: NewBatch) -> Result<Appended, ClientError> {
         let (entry, partition) = batch.encode(self.inner.database.partition_count)?;
