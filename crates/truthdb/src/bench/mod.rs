@@ -19,6 +19,7 @@ mod replay;
 mod report;
 mod soak;
 mod stats;
+mod streams;
 mod target;
 
 use std::future::Future;
@@ -70,6 +71,8 @@ enum What {
     Soak(soak::Args),
     /// Latency of durable appends at half of what the server can do.
     HalfLoad(half_load::Args),
+    /// Millions of streams: memory, look-ups, appends with an expected revision.
+    Streams(streams::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -97,6 +100,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
         What::Floor(args) => (measure_floor(&args)?, args.common),
         What::Soak(args) => (soak::run(&args)?, args.common),
         What::HalfLoad(args) => (half_load::run(&args)?, args.common),
+        What::Streams(args) => (streams::run(&args)?, args.common),
     };
     report.print(globals.json, common.json_file.as_deref())
 }
