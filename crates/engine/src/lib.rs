@@ -48,7 +48,7 @@ pub use append::{
     AppendBatch, AppendSink, CONDITION_ITEMS_MAX, CONDITION_NAMES_MAX, CURSOR_EVENT_TYPE,
     CURSOR_NAME_BYTES_MAX, CURSOR_STREAM_PREFIX, EncodedEvents, TRIM_EVENT_TYPE, TRIM_STREAM,
 };
-pub use backup::{BackupError, BackupPartition, BackupSegment, BackupSession};
+pub use backup::{BackupError, BackupHeads, BackupPartition, BackupSegment, BackupSession};
 pub use config::{Durability, EngineConfig, Retention};
 pub use engine::{Engine, ShutdownReport, Stepper};
 pub use error::{AppendError, ReadError, TrimError};

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use truthdb_engine::{
-    AppendCondition, AppendError, Appended, ConditionItem, CursorUpdate, Direction, EncodedEvents,
-    Engine, EngineConfig, ExpectedRevision, Filter, ReadError, ReadFrom, ReadRequest, RevisionFrom,
-    StreamReadRequest, TrimTo,
+    AppendCondition, AppendError, Appended, BackupError, BackupSession, ConditionItem,
+    CursorUpdate, Direction, EncodedEvents, Engine, EngineConfig, ExpectedRevision, Filter,
+    ReadError, ReadFrom, ReadRequest, RevisionFrom, StreamReadRequest, TrimTo,
 };
 use truthdb_event::{EventBuilder, EventId};
 use truthdb_io::{Backend, FileStorage, World};
-use truthdb_log::{CreateOptions, create_database};
+use truthdb_log::{CreateOptions, MANIFEST_PATH, SCHEMA_PATH, Schema, create_database, trim_path};
 
 const SEGMENT_BYTES: u64 = 16 << 20;
 
@@ -376,4 +376,126 @@ fn a_second_engine_on_the_same_directory_is_refused() {
     assert!(error.to_string().contains("in use"), "{error}");
     engine.shutdown();
     open(dir.path()).shutdown();
+}
+
+/// Writes what a session consists of, as a restore does.
+fn store(session: &BackupSession, dir: &Path) {
+    let write = |path: &str, bytes: &[u8]| {
+        let path = dir.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    };
+    write(MANIFEST_PATH, &session.manifest());
+    write(SCHEMA_PATH, &Schema::CURRENT.encode());
+    for partition in session.partitions() {
+        let segments = partition.segments.iter().map(|s| (&s.path, s.bytes));
+        let heads = partition.heads.iter().map(|run| (&run.path, run.bytes));
+        for (path, length) in segments.chain(heads) {
+            let mut bytes = Vec::new();
+            while (bytes.len() as u64) < length {
+                let read = session.read(path, bytes.len() as u64, 1 << 20).unwrap();
+                assert!(!read.is_empty(), "{path} ends early");
+                bytes.extend_from_slice(&read);
+            }
+            write(path, &bytes);
+        }
+        if let Some(trim) = &partition.trim {
+            write(&trim_path(partition.partition), trim);
+        }
+    }
+}
+
+/// The runs of a backup cover every segment before its first, and those of several none that is not sealed in it.
+fn check_heads_of(session: &BackupSession) {
+    for partition in session.partitions() {
+        let sealed = partition.segments.iter().filter(|s| s.chain.is_some());
+        let last_sealed = sealed.map(|s| s.segment).max();
+        let mut next = 1;
+        for run in &partition.heads {
+            assert_eq!(run.segments.0, next, "{partition:?}");
+            let last_known = last_sealed.unwrap_or(partition.first_segment - 1);
+            assert!(run.segments.1 <= last_known, "{partition:?}");
+            next = run.segments.1 + 1;
+        }
+        assert!(next >= partition.first_segment, "{partition:?}");
+        assert_eq!(partition.trim.is_some(), partition.first_segment > 1);
+    }
+}
+
+#[test]
+fn a_backup_of_a_trimmed_database_has_the_heads_of_trimmed_streams() {
+    let dir = temp();
+    create(dir.path(), 1);
+    let engine = open(dir.path());
+    // A stream of which every event will be gone.
+    append(&engine, encoded(vec![event("early", 1_000_000, b"")])).unwrap();
+    append(&engine, encoded(vec![event("early", 1_000_001, b"")])).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    // Sessions all the while: segments are sealed, their heads merged, and their files removed under them.
+    let streams = std::thread::scope(|scope| {
+        let sessions = scope.spawn(|| {
+            let mut count = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Acquire) {
+                check_heads_of(&engine.backup().unwrap());
+                count += 1;
+            }
+            count
+        });
+        let mut events = 0;
+        let payload = vec![7u8; 400_000];
+        while engine.status().partitions[0].active_segment < 12 {
+            match append(&engine, encoded(vec![event("s0", events, &payload)])) {
+                Ok(_) => events += 1,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+            if events.is_multiple_of(50) {
+                let plan = engine
+                    .trim_plan(0, TrimTo::Bytes(2 * SEGMENT_BYTES))
+                    .unwrap();
+                if !plan.segments.is_empty() {
+                    engine.trim(&plan).unwrap();
+                }
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Release);
+        assert!(sessions.join().unwrap() > 0);
+        events
+    });
+    let session = engine.backup().unwrap();
+    assert!(session.partitions()[0].first_segment > 4, "{session:?}");
+    let missing = session.read("partition-0000/wal/segment-00000001.log", 0, 4096);
+    assert!(matches!(missing, Err(BackupError::NoSuchFile { .. })));
+    let copy = temp();
+    store(&session, copy.path());
+    drop(session);
+
+    let restored = open(copy.path());
+    assert!(restored.report().partitions[0].tail.is_ok());
+    assert_eq!(restored.committed(0), engine.committed(0));
+    assert_eq!(restored.first_sequence(0), engine.first_sequence(0));
+    for (stream, next) in [("early", 2), ("s0", streams)] {
+        let appended = append(
+            &restored,
+            encoded(vec![event(stream, 2_000_000 + next, b"")]),
+        );
+        assert_eq!(appended.unwrap().last_revision, next, "{stream}");
+    }
+    let report = restored
+        .verify(None, true, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
+    assert_eq!(report.findings, vec![]);
+    restored.shutdown();
+
+    // Without the runs it must not open as if the streams were new.
+    for entry in std::fs::read_dir(copy.path().join("partition-0000/index")).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let fenced = open(copy.path());
+    let reason = fenced.report().partitions[0].tail.clone().unwrap_err();
+    assert!(
+        reason.contains("stream heads of the trimmed segments"),
+        "{reason}"
+    );
+    fenced.shutdown();
+    engine.shutdown();
 }

@@ -107,10 +107,7 @@ pub fn write_trim_point(
     let io = |source| RecoveryError::io("write", &path, source);
     remove_if_there(storage, &new_path).map_err(io)?;
     let mut block = AlignedBuf::new_zeroed(BLOCK_BYTES);
-    block.copy_from_slice(&encode_trim(
-        &manifest.place(partition, trim.first_segment),
-        trim,
-    ));
+    block.copy_from_slice(&encode_trim_point(manifest, partition, trim));
     let file = storage.open(&new_path, OpenMode::CreateNew).map_err(io)?;
     file.write_at(&block, BLOCK_BYTES, 0).map_err(io)?;
     file.sync().map_err(io)?;
@@ -139,13 +136,15 @@ pub fn read_trim_point(
         .map_err(|error| RecoveryError::format(&path, 0, 0, error))
 }
 
-fn encode_trim(place: &Place, trim: TrimPoint) -> Vec<u8> {
+/// The file at [`trim_path`]: one block.
+pub fn encode_trim_point(manifest: &Manifest, partition: u32, trim: TrimPoint) -> Vec<u8> {
+    let place = manifest.place(partition, trim.first_segment);
     let mut block = vec![0u8; BLOCK_BYTES];
     FieldWriter::new(&mut block, 8)
         .bytes(&TRIM_MAGIC)
         .u16(TRIM_VERSION)
         .u16(0)
-        .place(place)
+        .place(&place)
         .u64(trim.first_sequence);
     put_checksum(&mut block);
     block

@@ -27,7 +27,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use truthdb_io::Storage;
+use truthdb_io::{File, Storage};
 use xxhash_rust::xxh64::xxh64;
 
 use crate::active_index::StreamHead;
@@ -35,8 +35,8 @@ use crate::bloom::{BITS_PER_KEY, Bloom};
 use crate::index::SegmentIndex;
 use crate::keys::StreamKey;
 use crate::paged::{
-    IndexError, PagedReader, PagedWriter, Rows, SECTION_ENTRY_BYTES, Section, get_u16, get_u32,
-    get_u64, put_u16, put_u32, put_u64,
+    IndexError, PAGE_BYTES, PagedReader, PagedWriter, Rows, SECTION_ENTRY_BYTES, Section, get_u16,
+    get_u32, get_u64, put_u16, put_u32, put_u64,
 };
 use crate::table::{Table, TableKey, sample_from_bytes};
 
@@ -285,6 +285,21 @@ impl HeadRun {
         self.first..=self.last
     }
 
+    /// Chain hash of its last segment. With the segments it says which run this is: the same ones give the same bytes.
+    pub fn chain(&self) -> [u8; 32] {
+        self.chain
+    }
+
+    /// Its file, relative to the data directory.
+    pub fn path(&self) -> &str {
+        self.reader.path()
+    }
+
+    /// Its open file. A run never changes; a merge may take away its name.
+    pub fn file(&self) -> &Arc<dyn File> {
+        self.reader.file()
+    }
+
     /// Number of distinct streams.
     pub fn stream_count(&self) -> u64 {
         self.table.section.rows
@@ -325,10 +340,6 @@ impl HeadRun {
         }
     }
 
-    fn file_path(&self) -> &str {
-        self.reader.path()
-    }
-
     fn tier(&self) -> u32 {
         (self.last - self.first + 1).ilog(4)
     }
@@ -365,6 +376,19 @@ pub struct RejectedRun {
     pub segments: (u32, u32),
     /// What is wrong with it.
     pub error: IndexError,
+}
+
+/// What [`HeadRuns::survey`] found.
+#[derive(Debug)]
+pub struct HeadsSurvey {
+    /// The runs that can be used.
+    pub runs: HeadRuns,
+    /// Damaged and foreign ones.
+    pub rejected: Vec<RejectedRun>,
+    /// Segments of runs that a wider one replaces.
+    pub obsolete: Vec<(u32, u32)>,
+    /// [`HeadsError::Lost`], if heads of trimmed segments are gone.
+    pub lost: Option<HeadsError>,
 }
 
 /// Which segments there are, for [`HeadRuns::open`].
@@ -414,23 +438,54 @@ impl HeadRuns {
         let listed = storage
             .list(directory)
             .map_err(IndexError::io(directory, "listing"))?;
-        let (storage, directory) = (Arc::clone(storage), directory.to_owned());
-        let runs = Vec::new();
-        let mut set = HeadRuns {
-            storage,
-            directory,
-            identity,
-            runs,
-            last_segment: sealed.last,
-        };
-        let mut names: Vec<(u32, u32)> = Vec::new();
+        let HeadsSurvey {
+            runs: set,
+            rejected,
+            obsolete,
+            lost,
+        } = HeadRuns::survey(storage, directory, identity, sealed)?;
+        if let Some(lost) = lost {
+            return Err(lost);
+        }
         for entry in listed {
-            if let Some((first, last)) = parse_run_file_name(&entry.name) {
-                names.push((first, last));
-            } else if entry.name.starts_with("heads-") && entry.name.ends_with(".run.new") {
+            if entry.name.starts_with("heads-") && entry.name.ends_with(".run.new") {
                 set.remove(&entry.name)?;
             }
         }
+        for (first, last) in obsolete
+            .into_iter()
+            .chain(rejected.iter().map(|r| r.segments))
+        {
+            set.remove(&run_file_name(first, last))?;
+        }
+        Ok((set, rejected))
+    }
+
+    /// Opens the runs of a partition and says what is wrong with them; changes nothing.
+    ///
+    /// # Errors
+    /// I/O errors; a run of a newer version.
+    pub fn survey(
+        storage: &Arc<dyn Storage>,
+        directory: &str,
+        identity: HeadsIdentity,
+        sealed: &SealedSegments<'_>,
+    ) -> Result<HeadsSurvey, HeadsError> {
+        let listed = match storage.list(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(IndexError::io(directory, "listing"))?,
+        };
+        let mut set = HeadRuns {
+            storage: Arc::clone(storage),
+            directory: directory.to_owned(),
+            identity,
+            runs: Vec::new(),
+            last_segment: sealed.last,
+        };
+        let mut names: Vec<(u32, u32)> = listed
+            .iter()
+            .filter_map(|entry| parse_run_file_name(&entry.name))
+            .collect();
         // By first segment, the widest first: a run contained in the one before it is an input of a
         // finished merge.
         names.sort_by_key(|(first, last)| (*first, std::cmp::Reverse(*last)));
@@ -447,33 +502,27 @@ impl HeadRuns {
                     next = last + 1;
                 }
                 Err(error) if error.is_rebuildable() => {
-                    rejected.push(RejectedRun {
-                        segments: (first, last),
-                        error,
-                    });
+                    let segments = (first, last);
+                    rejected.push(RejectedRun { segments, error });
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(gap) = set
-            .missing()
-            .first()
-            .filter(|gap| *gap.start() < sealed.first)
-        {
-            let last = (*gap.end()).min(sealed.first - 1);
-            return Err(HeadsError::Lost {
-                directory: set.directory,
-                first: *gap.start(),
-                last,
-            });
-        }
-        for (first, last) in obsolete
-            .into_iter()
-            .chain(rejected.iter().map(|r| r.segments))
-        {
-            set.remove(&run_file_name(first, last))?;
-        }
-        Ok((set, rejected))
+        let gap = set.missing().into_iter().next();
+        let lost = gap.filter(|gap| *gap.start() < sealed.first).map(|gap| {
+            let (first, last) = gap.into_inner();
+            HeadsError::Lost {
+                directory: set.directory.clone(),
+                first,
+                last: last.min(sealed.first - 1),
+            }
+        });
+        Ok(HeadsSurvey {
+            runs: set,
+            rejected,
+            obsolete,
+            lost,
+        })
     }
 
     fn open_run(
@@ -540,6 +589,12 @@ impl HeadRuns {
     pub fn chain_of(&self, segment: u32) -> Option<[u8; 32]> {
         let run = self.runs.iter().find(|run| run.last == segment);
         run.map(|run| run.chain)
+    }
+
+    /// The runs that know streams of segments before `first`, oldest first. Once those are trimmed no segment gives
+    /// these runs again: they are what a backup must hold.
+    pub fn irreplaceable(&self, first: u32) -> &[Arc<HeadRun>] {
+        &self.runs[..self.runs.partition_point(|run| run.first < first)]
     }
 
     /// The runs, oldest first.
@@ -612,7 +667,7 @@ impl HeadRuns {
         let inputs: Vec<Arc<HeadRun>> = self.runs[start..start + MERGE_RUNS].to_vec();
         let (first, last) = (inputs[0].first, inputs[MERGE_RUNS - 1].last);
         let (_, header, _) =
-            PagedReader::open(&self.storage, inputs[MERGE_RUNS - 1].file_path(), |_| 0)?;
+            PagedReader::open(&self.storage, inputs[MERGE_RUNS - 1].path(), |_| 0)?;
         let chain: [u8; 32] = header[56..88].try_into().expect("32 bytes");
         let mut writer = HeadRunWriter::create(
             &self.storage,
@@ -665,6 +720,16 @@ fn merge_start(runs: &[Arc<HeadRun>]) -> Option<usize> {
     starts
         .min_by_key(|(start, window)| (window[0].tier(), *start))
         .map(|(start, _)| start)
+}
+
+/// Chain hash of the last segment that a run covers, from the first page of its file; `None` if that page is none of
+/// a run, or damaged, or of a newer version.
+pub fn run_chain(page: &[u8]) -> Option<[u8; 32]> {
+    let is_run = page.len() == PAGE_BYTES
+        && get_u64(page, 0) == xxh64(&page[8..], 0)
+        && &page[8..12] == MAGIC
+        && get_u16(page, 12) <= HEADS_VERSION;
+    is_run.then(|| page[56..88].try_into().expect("32 bytes"))
 }
 
 /// Merges runs, oldest first: of heads of one stream the newest stays.

@@ -49,6 +49,7 @@ mod segment;
 mod source;
 mod table;
 mod verify;
+mod verify_heads;
 mod verify_walk;
 
 pub use active_index::*;

@@ -334,6 +334,10 @@ impl PagedReader {
         &self.path
     }
 
+    pub(crate) fn file(&self) -> &Arc<dyn File> {
+        &self.file
+    }
+
     pub(crate) fn corrupt(&self, offset: u64, reason: &'static str) -> IndexError {
         corrupt(&self.path, offset, reason)
     }

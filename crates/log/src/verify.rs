@@ -21,7 +21,6 @@ use truthdb_io::{AlignedBuf, OpenMode, Storage};
 use crate::active_index::{ActiveIndex, SparseEntry};
 use crate::digest::Digest;
 use crate::error::ReadError;
-use crate::heads::{HeadRun, HeadsIdentity, parse_run_file_name};
 use crate::index::SegmentIndex;
 use crate::keys::{KeyHasher, KeySeed, StreamKey};
 use crate::layout::{align_block, is_zero, to_usize};
@@ -33,10 +32,10 @@ use crate::recovery::{RecoveryError, RecoveryMode, SegmentEnd, recover_segment};
 use crate::scan::ScannedBatch;
 use crate::seal::{segment_binding, segment_index_path};
 use crate::segment::{
-    Footer, SEGMENT_HEADER_BYTES, SegmentHeader, index_dir, parse_segment_name, segment_path,
-    wal_dir,
+    Footer, SEGMENT_HEADER_BYTES, SegmentHeader, parse_segment_name, segment_path, wal_dir,
 };
 use crate::source::Link;
+use crate::verify_heads::{HeadsFinding, verify_heads};
 use crate::verify_walk::Walk;
 
 /// What is to be verified.
@@ -115,10 +114,10 @@ impl VerifyReport {
 }
 
 const RESTORE: &str = "restore this segment from a backup with `truthdb repair`";
-const REBUILD: &str = "nothing: it is made again when the database is opened";
+pub(crate) const REBUILD: &str = "nothing: it is made again when the database is opened";
 const TORN: &str = "nothing: it was never acknowledged and is cut when the database is opened";
 const SEAL: &str = "nothing: it is sealed when the database is opened";
-const LOOK: &str = "look at it with `truthdb inspect`";
+pub(crate) const LOOK: &str = "look at it with `truthdb inspect`";
 const FOREIGN: &str = "move the file away if it is not yours";
 
 /// Verifies partitions of a database; `partitions` are numbers, empty for all.
@@ -222,6 +221,7 @@ impl Verifier<'_> {
             }
         }
         segments.sort_unstable();
+        let first = segments.first().copied();
         let mut before = Before::default();
         if segments.first() == Some(&1) {
             before = Before {
@@ -248,7 +248,25 @@ impl Verifier<'_> {
                 .chains
                 .push((partition, newest.place.segment, chain));
         }
-        self.heads(partition, &footers);
+        if let Some(first) = first {
+            let heads = verify_heads(
+                self.storage,
+                self.manifest,
+                partition,
+                first,
+                &footers,
+                self.options.sealed_only,
+            );
+            for HeadsFinding {
+                severity,
+                path,
+                what,
+                advice,
+            } in heads
+            {
+                self.find(severity, &path, what, advice);
+            }
+        }
         ControlFlow::Continue(())
     }
 
@@ -624,46 +642,6 @@ impl Verifier<'_> {
                     unsealed: Some(place.segment),
                     ..Before::default()
                 }
-            }
-        }
-    }
-
-    /// Runs of stream heads: each whole within itself, and together without a gap.
-    fn heads(&mut self, partition: u32, footers: &[Footer]) {
-        let directory = index_dir(partition);
-        let identity = HeadsIdentity {
-            database_id: self.manifest.database_id,
-            partition,
-            key_check: self.keys.seed().check(),
-        };
-        let names = self.storage.list(&directory).unwrap_or_default();
-        for (first, last) in names
-            .iter()
-            .filter_map(|entry| parse_run_file_name(&entry.name))
-        {
-            let Some(footer) = footers.iter().find(|footer| footer.place.segment == last) else {
-                continue;
-            };
-            let opened = HeadRun::open(
-                self.storage,
-                &directory,
-                &identity,
-                (first, last),
-                &footer.chain,
-            );
-            if let Err(error) = opened.and_then(|run| run.check()) {
-                let path = format!("{directory}/{}", crate::heads::run_file_name(first, last));
-                let is_lost = footers
-                    .first()
-                    .is_some_and(|oldest| first < oldest.place.segment);
-                let (severity, advice) = match is_lost {
-                    true => (
-                        Severity::Error,
-                        "restore this file from a backup: it knows streams of trimmed segments",
-                    ),
-                    false => (Severity::Warning, REBUILD),
-                };
-                self.find(severity, &path, with_causes(&error), advice);
             }
         }
     }

@@ -4,7 +4,7 @@ use truthdb_io::sim::SimWorld;
 
 use super::*;
 use crate::active_index::EventKeys;
-use crate::heads::{HeadRuns, SealedSegments};
+use crate::heads::{HeadRuns, HeadsIdentity, SealedSegments};
 use crate::keys::IdHash;
 use crate::pack::Compression;
 use crate::seal::{SealRequest, seal_segment};

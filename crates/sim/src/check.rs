@@ -6,7 +6,7 @@ use truthdb_engine::{
     CURSOR_STREAM_PREFIX, Direction, Filter, ReadError, ReadFrom, ReadPage, ReadRequest,
     RevisionFrom, StreamReadRequest,
 };
-use truthdb_log::{SCHEMA_PATH, Schema, TrimPoint, write_trim_point};
+use truthdb_log::{SCHEMA_PATH, Schema, trim_path};
 
 use crate::model::Partition;
 use crate::profile::Class;
@@ -297,10 +297,6 @@ impl Sim {
             return fail("metadata");
         }
         let storage = copy.storage();
-        let manifest = truthdb_log::Manifest::decode(&session.manifest());
-        let Ok(manifest) = manifest else {
-            return fail("manifest");
-        };
         for partition in session.partitions() {
             for dir in ["index", "snapshots"] {
                 let path = format!("partition-{:04}/{dir}", partition.partition);
@@ -308,33 +304,27 @@ impl Sim {
                     return fail(&path);
                 }
             }
-            for segment in &partition.segments {
+            let segments = partition.segments.iter().map(|s| (&s.path, s.bytes));
+            let heads = partition.heads.iter().map(|run| (&run.path, run.bytes));
+            for (path, length) in segments.chain(heads) {
                 let mut bytes = Vec::new();
-                while (bytes.len() as u64) < segment.bytes {
+                while (bytes.len() as u64) < length {
                     let offset = bytes.len() as u64;
-                    let read = session.read(partition.partition, segment.segment, offset, 1 << 20);
-                    match read {
+                    match session.read(path, offset, 1 << 20) {
                         Ok(read) if !read.is_empty() => bytes.extend_from_slice(&read),
                         _ if excused(self) => return Ok(()),
-                        other => {
-                            return violation(format!("{} at {offset}: {other:?}", segment.path));
-                        }
+                        other => return violation(format!("{path} at {offset}: {other:?}")),
                     }
                 }
-                if copy.write_file(&segment.path, &bytes).is_err() {
-                    return fail(&segment.path);
+                if copy.write_file(path, &bytes).is_err() {
+                    return fail(path);
                 }
             }
-            let point = TrimPoint {
-                first_segment: partition.first_segment,
-                first_sequence: partition.first_sequence,
-            };
-            // The revisions of streams in trimmed segments are known only to the runs of stream heads.
-            if partition.first_segment > 1 && !self.copy_heads(&copy, partition.partition) {
-                return fail("the stream heads");
-            }
-            let stored = write_trim_point(storage.as_ref(), &manifest, partition.partition, point);
-            if stored.is_err() {
+            if let Some(trim) = &partition.trim
+                && copy
+                    .write_file(&trim_path(partition.partition), trim)
+                    .is_err()
+            {
                 return fail("the trim point");
             }
         }
@@ -342,17 +332,6 @@ impl Sim {
             return Ok(());
         }
         self.check_copy(&copy)
-    }
-
-    /// Copies the runs of stream heads of a partition, which a backup session does not list.
-    fn copy_heads(&self, copy: &truthdb_io::sim::SimWorld, partition: u32) -> bool {
-        let prefix = format!("partition-{partition:04}/index/heads-");
-        let paths = self.world.paths();
-        let mut heads = paths.iter().filter(|path| path.starts_with(&prefix));
-        heads.all(|path| {
-            let bytes = self.world.read_file(path);
-            bytes.is_ok_and(|bytes| copy.write_file(path, &bytes).is_ok())
-        })
     }
 
     fn check_copy(&mut self, copy: &truthdb_io::sim::SimWorld) -> Result<(), Violation> {

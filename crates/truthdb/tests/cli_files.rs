@@ -46,17 +46,23 @@ fn on(data: &Path, arguments: &[&str]) -> Ended {
     cli(&all)
 }
 
-/// Full segments are sealed in the background; asks until one is.
-fn wait_for_a_seal(server: &Server) {
+/// What is done in the background is done some time; asks until it is.
+fn wait_until(server: &Server, what: &str, holds: impl Fn(&Value) -> bool) {
     #[expect(clippy::disallowed_methods, reason = "a test's own patience")]
     let begun = std::time::Instant::now();
     while begun.elapsed() < server_support::PATIENCE {
         let status = cli_at(server, &["--json", "status"]).ok().json();
-        if status["partitions"][0]["sealed_segments"].as_u64().unwrap() > 0 {
+        if holds(&status["partitions"][0]) {
             return;
         }
     }
-    panic!("no segment was sealed");
+    panic!("never: {what}");
+}
+
+fn wait_for_seals(server: &Server, segments: u64) {
+    wait_until(server, "segments are sealed", |partition| {
+        partition["sealed_segments"].as_u64().unwrap() >= segments
+    });
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -100,7 +106,7 @@ fn a_backup_under_load_is_whole_grows_incrementally_and_restores_to_the_same_cha
     on(&data, &["init", "--segment-bytes", "16777216"]).ok();
     let server = Server::start(&dir, "", &[]);
     append(&server, 20_000);
-    wait_for_a_seal(&server);
+    wait_for_seals(&server, 1);
     let target = dir.path().join("backup");
     let target_text = target.to_str().unwrap().to_owned();
     // Load, until the backups are made.
@@ -154,6 +160,92 @@ fn a_backup_under_load_is_whole_grows_incrementally_and_restores_to_the_same_cha
     assert_eq!(read.json_lines().len(), 2);
     cli_at(&server, &["append", "after", "restore"]).ok();
     server.stop_cleanly();
+}
+
+#[test]
+fn a_backup_of_a_trimmed_database_restores_with_the_streams_whose_events_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    on(&data, &["init", "--segment-bytes", "16777216"]).ok();
+    let server = Server::start(&dir, "", &[]);
+    for _ in 0..2 {
+        cli_at(&server, &["append", "gone", "t"]).ok();
+    }
+    append(&server, EVENTS);
+    wait_for_seals(&server, 2);
+    let trim = [
+        "trim",
+        "--partition",
+        "0",
+        "--before-sequence",
+        "30000",
+        "--yes",
+    ];
+    cli_at(&server, &trim).ok();
+    wait_until(&server, "the trimmed file is removed", |_| {
+        !segment(&data, 1).exists()
+    });
+
+    // From the server, and brought up to date: the run of the trimmed segment is there already.
+    let target = dir.path().join("backup");
+    let target_text = target.to_str().unwrap();
+    let backup = ["--json", "backup", target_text, "--verify"];
+    assert_eq!(cli_at(&server, &backup).ok().json()["verified"], true);
+    let run = stored_run(&target);
+    let again = cli_at(&server, &backup).ok().json();
+    assert!(again["files_kept"].as_u64().unwrap() >= 2, "{again}");
+    assert_eq!(stored_run(&target), run);
+    server.stop_cleanly();
+    // And from the closed directory.
+    let offline = dir.path().join("offline");
+    let offline_text = offline.to_str().unwrap();
+    let made = on(&data, &["--json", "backup", offline_text, "--verify"]);
+    assert_eq!(made.ok().json()["verified"], true);
+    assert_eq!(stored_run(&offline).file_name(), run.file_name());
+
+    for from in [target_text, offline_text] {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let restored = elsewhere.path().join("data");
+        on(&restored, &["restore", from]).ok();
+        let mut server = Server::start(&elsewhere, "", &[]);
+        server.allow_log("index");
+        cli_at(&server, &["read", "gone"]).fails(10);
+        let appended = cli_at(&server, &["--json", "append", "gone", "t"])
+            .ok()
+            .json();
+        assert_eq!(appended["revision"], 2, "{appended}");
+        server.stop_cleanly();
+        on(&restored, &["verify"]).ok();
+    }
+
+    // A run that is damaged, or that the backup's index does not name, is missed.
+    damage(&run, 5000);
+    let message = on(&dir.path().join("x"), &["restore", target_text]).fails(5);
+    assert!(message.contains("BLAKE3"), "{message}");
+    let index = offline.join("backup.json");
+    let mut value: Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
+    let is_run = |file: &Value| file["path"].as_str().unwrap().contains("/heads-");
+    value["files"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|file| !is_run(file));
+    fs::write(&index, value.to_string()).unwrap();
+    let attempt = on(&dir.path().join("y"), &["restore", offline_text]);
+    assert_eq!(attempt.code, 5, "{attempt:?}");
+    assert!(
+        attempt
+            .stdout
+            .contains("stream heads of the trimmed segments"),
+        "{attempt:?}"
+    );
+}
+
+/// The one run of stream heads in a backup.
+fn stored_run(backup: &Path) -> PathBuf {
+    let entries = fs::read_dir(backup.join("partition-0000/index")).unwrap();
+    let paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(paths.len(), 1, "{paths:?}");
+    paths[0].clone()
 }
 
 #[test]

@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indicatif::ProgressBar;
 use serde_json::json;
 use truthdb_api::v1;
 use truthdb_api::v1::backup_response::Message;
-use truthdb_io::{AlignedBuf, BLOCK_BYTES};
-use truthdb_log::{MANIFEST_PATH, SCHEMA_PATH, segment_path, trim_path};
+use truthdb_io::{AlignedBuf, BLOCK_BYTES, File};
+use truthdb_log::{
+    HeadRun, MANIFEST_PATH, SCHEMA_PATH, index_dir, run_file_name, segment_path, trim_path,
+};
 
 use super::backup_set::{
-    BackupSet, COPY_BYTES, FileEntry, FileWriter, Index, PartitionEntry, segment_of,
+    BackupSet, COPY_BYTES, FileEntry, FileWriter, Index, Known, PartitionEntry, heads_of,
+    segment_of,
 };
 use super::connect::{self, GrpcArgs, block_on, call_failure};
 use super::offline::{Offline, OfflineSegment};
@@ -126,8 +130,6 @@ fn check_same(before: Option<&Index>, database_id: &[u8]) -> Result<(), Failure>
     }
 }
 
-type Sealed = BTreeMap<(u32, u32), (FileEntry, [u8; 32])>;
-
 async fn online(
     args: &Args,
     globals: &Globals,
@@ -135,16 +137,29 @@ async fn online(
     before: Option<&Index>,
 ) -> Result<(Index, Copied), Failure> {
     let mut admin = connect::admin(globals, &args.grpc).await?;
-    let known = before.map(|index| set.sealed(index)).unwrap_or_default();
-    let have = known
-        .iter()
-        .map(|((partition, segment), (_, chain))| v1::SegmentRef {
-            partition: *partition,
-            segment: *segment,
-            chain: chain.to_vec().into(),
-        });
+    let known = before.map(|index| set.known(index)).unwrap_or_default();
+    let have = known.iter().filter_map(|(path, (_, chain))| {
+        let (partition, segment) = segment_of(path)?;
+        let chain = chain.to_vec().into();
+        Some(v1::SegmentRef {
+            partition,
+            segment,
+            chain,
+        })
+    });
+    let have_heads = known.iter().filter_map(|(path, (_, chain))| {
+        let (partition, (first_segment, last_segment)) = heads_of(path)?;
+        let chain = chain.to_vec().into();
+        Some(v1::HeadsRef {
+            partition,
+            first_segment,
+            last_segment,
+            chain,
+        })
+    });
     let request = v1::BackupRequest {
         have: have.collect(),
+        have_heads: have_heads.collect(),
         bytes_per_second_max: args.bytes_per_second,
     };
     let mut messages = admin
@@ -179,10 +194,10 @@ fn broken(what: &str) -> Failure {
 
 /// Puts what a server sends into the set.
 struct Receiver<'a> {
-    known: Sealed,
+    known: Known,
     begin: Option<v1::BackupBegin>,
-    /// Chain hashes of the sealed segments that belong to the backup.
-    sealed: BTreeMap<(u32, u32), [u8; 32]>,
+    /// Chain hashes of the sealed segments and runs of stream heads that belong to the backup, by path.
+    chains: BTreeMap<String, [u8; 32]>,
     files: Vec<FileEntry>,
     copied: Copied,
     path: String,
@@ -191,13 +206,13 @@ struct Receiver<'a> {
 }
 
 impl<'a> Receiver<'a> {
-    fn new(known: Sealed, quiet: bool) -> Receiver<'a> {
+    fn new(known: Known, quiet: bool) -> Receiver<'a> {
         let bar = output::byte_bar(0, quiet);
         bar.set_message("copying");
         Receiver {
             known,
             begin: None,
-            sealed: BTreeMap::new(),
+            chains: BTreeMap::new(),
             files: Vec::new(),
             copied: Copied::default(),
             path: String::new(),
@@ -208,16 +223,21 @@ impl<'a> Receiver<'a> {
 
     fn begin(&mut self, begin: v1::BackupBegin) -> Result<(), Failure> {
         self.bar.set_length(begin.bytes);
-        for segment in begin
-            .partitions
-            .iter()
-            .flat_map(|partition| &partition.sealed)
-        {
-            let chain = segment.chain[..]
+        let sealed = begin.partitions.iter().flat_map(|one| &one.sealed);
+        let sealed = sealed.map(|segment| {
+            let path = segment_path(segment.partition, segment.segment);
+            (path, &segment.chain)
+        });
+        let heads = begin.partitions.iter().flat_map(|one| &one.heads);
+        let heads = heads.map(|run| {
+            let path = heads_path(run.partition, (run.first_segment, run.last_segment));
+            (path, &run.chain)
+        });
+        for (path, chain) in sealed.chain(heads) {
+            let chain = chain[..]
                 .try_into()
                 .map_err(|_| broken("a chain hash is short"))?;
-            self.sealed
-                .insert((segment.partition, segment.segment), chain);
+            self.chains.insert(path, chain);
         }
         self.begin = Some(begin);
         Ok(())
@@ -242,9 +262,7 @@ impl<'a> Receiver<'a> {
             .writer
             .take()
             .ok_or_else(|| broken("the end of no file"))?;
-        let chain = segment_of(&self.path)
-            .and_then(|place| self.sealed.get(&place))
-            .copied();
+        let chain = self.chains.get(&self.path).copied();
         let entry = writer.finish(Some(blake3), chain)?;
         self.copied.files += 1;
         self.copied.bytes += entry.bytes;
@@ -258,24 +276,17 @@ impl<'a> Receiver<'a> {
             .begin
             .take()
             .ok_or_else(|| broken("it has no beginning"))?;
-        for (place, chain) in &self.sealed {
-            if self
-                .files
-                .iter()
-                .any(|file| segment_of(&file.path) == Some(*place))
-            {
+        for (path, chain) in &self.chains {
+            if self.files.iter().any(|file| file.path == *path) {
                 continue;
             }
-            match self.known.get(place) {
+            match self.known.get(path) {
                 Some((entry, known)) if known == chain => {
                     self.copied.kept += 1;
                     self.copied.kept_bytes += entry.bytes;
                     self.files.push(entry.clone());
                 }
-                _ => {
-                    let (partition, segment) = place;
-                    return Err(broken(&segment_path(*partition, *segment)));
-                }
+                _ => return Err(broken(path)),
             }
         }
         let partitions = begin.partitions.iter().map(|partition| PartitionEntry {
@@ -303,25 +314,27 @@ fn offline(
     let offline = Offline::open(globals, directory, "backup")?;
     let manifest = *offline.manifest();
     check_same(before, &manifest.database_id)?;
-    let known = before.map(|index| set.sealed(index)).unwrap_or_default();
+    let known = before.map(|index| set.known(index)).unwrap_or_default();
     let (mut files, mut partitions, mut copied) = (Vec::new(), Vec::new(), Copied::default());
     for partition in 0..manifest.partition_count {
         let segments = offline.segments(partition)?;
-        let bar = output::byte_bar(
-            segments.iter().map(OfflineSegment::bytes).sum(),
-            globals.json,
-        );
+        let heads = offline.irreplaceable_heads(partition, &segments)?;
+        let sources: Vec<Source<'_>> = segments
+            .iter()
+            .map(|segment| Source::of_segment(partition, segment))
+            .chain(heads.iter().map(|run| Source::of_heads(run)))
+            .collect::<Result<_, _>>()?;
+        let bar = output::byte_bar(sources.iter().map(|file| file.bytes).sum(), globals.json);
         bar.set_message(format!("copying partition {partition}"));
-        for segment in &segments {
-            let chain = segment.footer.as_ref().map(|footer| footer.chain);
-            match known.get(&(partition, segment.segment)) {
-                Some((entry, known)) if chain == Some(*known) => {
+        for source in &sources {
+            match known.get(&source.path) {
+                Some((entry, known)) if source.chain == Some(*known) => {
                     copied.kept += 1;
                     copied.kept_bytes += entry.bytes;
                     files.push(entry.clone());
                 }
                 _ => {
-                    let entry = copy_segment(set, partition, segment, &bar)?;
+                    let entry = copy_file(set, source, &bar)?;
                     copied.files += 1;
                     copied.bytes += entry.bytes;
                     files.push(entry);
@@ -360,15 +373,46 @@ fn partition_entry(partition: u32, segments: &[OfflineSegment]) -> PartitionEntr
     }
 }
 
-fn copy_segment(
+/// A file of the log that is copied: a segment or a run of stream heads.
+struct Source<'a> {
+    path: String,
+    bytes: u64,
+    chain: Option<[u8; 32]>,
+    file: &'a Arc<dyn File>,
+}
+
+impl<'a> Source<'a> {
+    fn of_segment(partition: u32, segment: &'a OfflineSegment) -> Result<Source<'a>, Failure> {
+        Ok(Source {
+            path: segment_path(partition, segment.segment),
+            bytes: segment.bytes(),
+            chain: segment.footer.as_ref().map(|footer| footer.chain),
+            file: &segment.file,
+        })
+    }
+
+    fn of_heads(run: &'a HeadRun) -> Result<Source<'a>, Failure> {
+        let path = run.path().to_owned();
+        let bytes = run
+            .file()
+            .len()
+            .map_err(|error| Failure::environment(format!("cannot read {path}"), error))?;
+        Ok(Source {
+            path,
+            bytes,
+            chain: Some(run.chain()),
+            file: run.file(),
+        })
+    }
+}
+
+fn copy_file(
     set: &BackupSet,
-    partition: u32,
-    segment: &OfflineSegment,
+    source: &Source<'_>,
     bar: &ProgressBar,
 ) -> Result<FileEntry, Failure> {
-    let path = segment_path(partition, segment.segment);
-    let bytes = segment.bytes();
-    let mut writer = set.begin(&path, bytes)?;
+    let (path, bytes) = (&source.path, source.bytes);
+    let mut writer = set.begin(path, bytes)?;
     let mut buffer = AlignedBuf::new_zeroed(COPY_BYTES);
     while writer.written() < bytes {
         let offset = writer.written();
@@ -376,7 +420,7 @@ fn copy_segment(
             .unwrap_or(usize::MAX)
             .min(COPY_BYTES);
         let wanted = left.next_multiple_of(BLOCK_BYTES);
-        let read = segment
+        let read = source
             .file
             .read_at(&mut buffer, wanted, offset)
             .map_err(|error| {
@@ -392,7 +436,12 @@ fn copy_segment(
         writer.write(&buffer[..read])?;
         bar.inc(u64::try_from(read).expect("at most a MiB"));
     }
-    writer.finish(None, segment.footer.as_ref().map(|footer| footer.chain))
+    writer.finish(None, source.chain)
+}
+
+/// Path of the run of stream heads of these segments.
+fn heads_path(partition: u32, (first, last): (u32, u32)) -> String {
+    format!("{}/{}", index_dir(partition), run_file_name(first, last))
 }
 
 /// Copies a small file; `None` if it is not there.

@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use truthdb_io::{Backend, DirEntry, File, FileStorage, IoQueue, OpenMode, Space, Storage};
-use truthdb_log::{Footer, Manifest, parse_partition_dir, parse_segment_name};
+use truthdb_log::{
+    Footer, Manifest, parse_partition_dir, parse_run_file_name, parse_segment_name, run_chain,
+};
 
 use super::connect::parse_hash;
 use super::output;
@@ -67,15 +69,25 @@ pub(crate) struct FileEntry {
     pub bytes: u64,
     /// BLAKE3 of its bytes, hexadecimal.
     pub blake3: String,
-    /// Chain hash, hexadecimal, of a sealed segment.
+    /// Chain hash, hexadecimal, of a sealed segment, or of the last segment of a run of stream heads.
     pub chain: Option<String>,
 }
+
+/// Files of a backup that never change, with their chain hashes, by path.
+pub(crate) type Known = BTreeMap<String, (FileEntry, [u8; 32])>;
 
 /// Partition and segment of a segment's path.
 pub(crate) fn segment_of(path: &str) -> Option<(u32, u32)> {
     let (directory, rest) = path.split_once('/')?;
     let name = rest.strip_prefix("wal/")?;
     Some((parse_partition_dir(directory)?, parse_segment_name(name)?))
+}
+
+/// Partition, and first and last segment, of the path of a run of stream heads.
+pub(crate) fn heads_of(path: &str) -> Option<(u32, (u32, u32))> {
+    let (directory, rest) = path.split_once('/')?;
+    let name = rest.strip_prefix("index/")?;
+    Some((parse_partition_dir(directory)?, parse_run_file_name(name)?))
 }
 
 /// Whether a path is one that a backup may hold. Others are refused, whoever names them.
@@ -87,6 +99,7 @@ fn is_legal(path: &str) -> bool {
     matches!(path, "metadata/manifest.bin" | "metadata/schema.bin")
         || trim(path)
         || segment_of(path).is_some()
+        || heads_of(path).is_some()
 }
 
 /// A directory for backups.
@@ -212,36 +225,38 @@ impl BackupSet {
         Ok(Some(index))
     }
 
-    /// The sealed segments that are there, with their chain hashes, by partition and segment. The
-    /// footer of each is looked at; contents are what `--verify` is for.
-    pub(crate) fn sealed(&self, index: &Index) -> BTreeMap<(u32, u32), (FileEntry, [u8; 32])> {
-        let mut sealed = BTreeMap::new();
+    /// The sealed segments and runs of stream heads that are there, with their chain hashes, by path. Footer or first
+    /// page of each is looked at; contents are what `--verify` is for.
+    pub(crate) fn known(&self, index: &Index) -> Known {
+        let mut known = Known::new();
         for file in &index.files {
-            let chain = file.chain.as_deref().and_then(parse_hash);
-            let (Some(place), Some(chain)) = (segment_of(&file.path), chain) else {
+            let Some(chain) = file.chain.as_deref().and_then(parse_hash) else {
                 continue;
             };
-            if self
-                .footer(file)
-                .is_some_and(|footer| footer.chain == chain)
-            {
-                sealed.insert(place, (file.clone(), chain));
+            if self.chain_in(file) == Some(chain) {
+                known.insert(file.path.clone(), (file.clone(), chain));
             }
         }
-        sealed
+        known
     }
 
-    fn footer(&self, entry: &FileEntry) -> Option<Footer> {
+    /// The chain hash that a segment's footer or a run's first page names.
+    fn chain_in(&self, entry: &FileEntry) -> Option<[u8; 32]> {
         use std::os::unix::fs::FileExt as _;
+        const BLOCK_BYTES: u64 = 4096;
         let file = fs::File::open(self.root.join(&entry.stored)).ok()?;
-        let mut block = vec![0; 4096];
+        let mut block = [0; 4096];
         let bytes = file.metadata().ok()?.len();
         if bytes != entry.bytes {
             return None;
         }
-        file.read_exact_at(&mut block, bytes.checked_sub(4096)?)
+        if heads_of(&entry.path).is_some() {
+            file.read_exact_at(&mut block, 0).ok()?;
+            return run_chain(&block);
+        }
+        file.read_exact_at(&mut block, bytes.checked_sub(BLOCK_BYTES)?)
             .ok()?;
-        Footer::decode(&block).ok()
+        Footer::decode(&block).ok().map(|footer| footer.chain)
     }
 
     /// Begins a file.
@@ -299,6 +314,7 @@ impl BackupSet {
         for entry in self.storage.list("")? {
             if parse_partition_dir(&entry.name).is_some() {
                 directories.push(format!("{}/wal", entry.name));
+                directories.push(format!("{}/index", entry.name));
                 directories.push(entry.name);
             }
         }
@@ -560,6 +576,7 @@ mod tests {
             "metadata/schema.bin",
             "partition-0000/trim.bin",
             "partition-0003/wal/segment-00000012.log",
+            "partition-0003/index/heads-00000001-00000016.run",
         ] {
             assert!(is_legal(legal), "{legal}");
         }
@@ -572,6 +589,8 @@ mod tests {
             "/partition-0000/trim.bin",
             "partition-0000/wal/segment-00000012.log.new",
             "partition-0000/wal/../segment-00000012.log",
+            "partition-0000/index/heads-00000002-00000001.run",
+            "partition-0000/index/segment-00000001.idx",
             "server/tokens.toml",
         ] {
             assert!(!is_legal(illegal), "{illegal}");

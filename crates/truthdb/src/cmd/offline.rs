@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use truthdb_io::{File, Storage, World};
 use truthdb_log::{
-    DatabaseLayout, Footer, Manifest, RecoveryError, RecoveryMode, SegmentEnd, SegmentHeader,
-    SegmentReader, open_database_layout, parse_segment_name, read_trim_point, recover_segment,
-    segment_path, wal_dir,
+    DatabaseLayout, Footer, HeadRun, HeadRuns, HeadsError, HeadsIdentity, IndexError, KeySeed,
+    Manifest, RecoveryError, RecoveryMode, SealedSegments, SegmentEnd, SegmentHeader,
+    SegmentReader, index_dir, open_database_layout, parse_segment_name, read_trim_point,
+    recover_segment, segment_path, wal_dir,
 };
 
 use super::config::load;
@@ -166,6 +167,44 @@ impl Offline {
         Ok(segments)
     }
 
+    /// The runs of stream heads that know the streams of segments before the oldest of these.
+    ///
+    /// # Errors
+    ///
+    /// `damaged`, if some of them are lost; `newer-format`, `environment`.
+    pub(crate) fn irreplaceable_heads(
+        &self,
+        partition: u32,
+        segments: &[OfflineSegment],
+    ) -> Result<Vec<Arc<HeadRun>>, Failure> {
+        let first = segments.first().map_or(1, |first| first.segment);
+        let footers: Vec<&Footer> = segments.iter().filter_map(|s| s.footer.as_ref()).collect();
+        let chain_of = |segment: u32| {
+            let of = |number: u32| footers.iter().find(|f| f.place.segment == number);
+            of(segment)
+                .map(|own| own.chain)
+                .or_else(|| of(segment + 1).map(|next| next.previous_chain))
+        };
+        let sealed = SealedSegments {
+            first,
+            last: footers.last().map_or(first - 1, |f| f.place.segment),
+            chain_of: &chain_of,
+        };
+        let identity = HeadsIdentity {
+            database_id: self.manifest().database_id,
+            partition,
+            key_check: KeySeed(self.manifest().key_seed).check(),
+        };
+        let directory = index_dir(partition);
+        let survey = HeadRuns::survey(self.storage(), &directory, identity, &sealed);
+        let failed = |error| heads_failure(&self.directory, error);
+        let survey = survey.map_err(failed)?;
+        match survey.lost {
+            Some(lost) => Err(failed(lost)),
+            None => Ok(survey.runs.irreplaceable(first).to_vec()),
+        }
+    }
+
     fn segment(&self, partition: u32, segment: u32) -> Result<OfflineSegment, Failure> {
         let storage = self.storage().as_ref();
         let place = self.manifest().place(partition, segment);
@@ -226,6 +265,24 @@ pub(crate) fn recovery_failure(directory: &Path, error: RecoveryError) -> Failur
     Failure::new(class, message)
         .with_source(error)
         .with_action(action)
+}
+
+fn heads_failure(directory: &Path, error: HeadsError) -> Failure {
+    let message = format!("the stream heads in {} cannot be read", directory.display());
+    match &error {
+        HeadsError::Index(IndexError::Newer { .. }) => {
+            Failure::new(ExitClass::NewerFormat, message)
+                .with_source(error)
+                .with_action("Use the release that wrote it, or a newer one.")
+        }
+        HeadsError::Index(IndexError::Io { .. }) => Failure::environment(message, error),
+        _ => Failure::new(ExitClass::Damaged, message)
+            .with_source(error)
+            .with_action(format!(
+                "See `truthdb verify --data {}`, and restore the database from a backup.",
+                directory.display()
+            )),
+    }
 }
 
 fn inspect_action(file: &Path, offset: u64) -> String {

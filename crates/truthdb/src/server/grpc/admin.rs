@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use truthdb_api::{ApiError, ErrorCode, Outcome, v1};
-use truthdb_engine::{BackupSession, PartitionState, TrimPlan, TrimTo};
+use truthdb_engine::{BackupPartition, BackupSession, PartitionState, TrimPlan, TrimTo};
 
 use super::{Answers, Sender, answers, within};
 use crate::server::Shared;
@@ -400,7 +400,8 @@ impl Pace {
 struct Backup<'a> {
     database_id: [u8; 16],
     session: BackupSession,
-    have: HashMap<(u32, u32), [u8; 32]>,
+    /// Chain hashes of what the caller has, by path.
+    have: HashMap<String, [u8; 32]>,
     data: &'a Path,
     timestamp_ns: u64,
     sender: &'a Sender<v1::BackupResponse>,
@@ -421,12 +422,21 @@ impl<'a> Backup<'a> {
             .engine
             .backup()
             .map_err(|error| backup_error(&error))?;
+        let segments = request.have.iter().map(|known| {
+            let path = truthdb_log::segment_path(known.partition, known.segment);
+            (path, &known.chain)
+        });
+        let heads = request.have_heads.iter().map(|known| {
+            let name = truthdb_log::run_file_name(known.first_segment, known.last_segment);
+            let directory = truthdb_log::index_dir(known.partition);
+            (format!("{directory}/{name}"), &known.chain)
+        });
         let mut have = HashMap::new();
-        for known in &request.have {
-            let chain: [u8; 32] = known.chain[..]
+        for (path, chain) in segments.chain(heads) {
+            let chain: [u8; 32] = chain[..]
                 .try_into()
-                .map_err(|_| ApiError::invalid_argument("`chain` of a segment has 32 bytes"))?;
-            have.insert((known.partition, known.segment), chain);
+                .map_err(|_| ApiError::invalid_argument("`chain` has 32 bytes"))?;
+            have.insert(path, chain);
         }
         Ok(Backup {
             database_id: shared.engine.database_id(),
@@ -449,22 +459,22 @@ impl<'a> Backup<'a> {
         self.sender.send_blocking(self.runtime, message)
     }
 
-    fn is_known(&self, partition: u32, segment: &truthdb_engine::BackupSegment) -> bool {
-        let known = self.have.get(&(partition, segment.segment));
-        segment.chain.is_some_and(|chain| known == Some(&chain))
+    fn is_known(&self, path: &str, chain: Option<[u8; 32]>) -> bool {
+        chain.is_some_and(|chain| self.have.get(path) == Some(&chain))
     }
 
     fn run(mut self) -> Result<(), ApiError> {
         use v1::backup_response::Message;
         self.send(Message::Begin(self.begin()))?;
         for partition in self.session.partitions().to_vec() {
-            for segment in &partition.segments {
-                if !self.is_known(partition.partition, segment) {
-                    self.send_segment(partition.partition, segment)?;
+            for (path, bytes, chain) in files_of(&partition) {
+                if !self.is_known(path, chain) {
+                    self.send_file(path, bytes)?;
                 }
             }
-            let trim = truthdb_log::trim_path(partition.partition);
-            self.send_file_of_disk(&trim)?;
+            if let Some(trim) = &partition.trim {
+                self.send_bytes(&truthdb_log::trim_path(partition.partition), trim)?;
+            }
         }
         self.send_file_of_disk("metadata/schema.bin")?;
         // Last: without a manifest an unfinished backup is no database.
@@ -480,9 +490,8 @@ impl<'a> Backup<'a> {
         let mut bytes = 0;
         let mut partitions = Vec::new();
         for partition in self.session.partitions() {
-            let new = partition.segments.iter();
-            let new = new.filter(|segment| !self.is_known(partition.partition, segment));
-            bytes += new.map(|segment| segment.bytes).sum::<u64>();
+            let new = files_of(partition).filter(|(path, _, chain)| !self.is_known(path, *chain));
+            bytes += new.map(|(_, bytes, _)| bytes).sum::<u64>();
             let sealed = partition.segments.iter().filter_map(|segment| {
                 Some(v1::SegmentRef {
                     partition: partition.partition,
@@ -490,11 +499,18 @@ impl<'a> Backup<'a> {
                     chain: segment.chain?.to_vec().into(),
                 })
             });
+            let heads = partition.heads.iter().map(|run| v1::HeadsRef {
+                partition: partition.partition,
+                first_segment: run.segments.0,
+                last_segment: run.segments.1,
+                chain: run.chain.to_vec().into(),
+            });
             partitions.push(v1::BackupPartition {
                 partition: partition.partition,
                 first_sequence: partition.first_sequence,
                 last_sequence: partition.last_sequence,
                 sealed: sealed.collect(),
+                heads: heads.collect(),
             });
         }
         v1::BackupBegin {
@@ -505,23 +521,21 @@ impl<'a> Backup<'a> {
         }
     }
 
-    fn send_segment(
-        &mut self,
-        partition: u32,
-        segment: &truthdb_engine::BackupSegment,
-    ) -> Result<(), ApiError> {
+    fn send_file(&mut self, path: &str, bytes: u64) -> Result<(), ApiError> {
         use v1::backup_response::Message;
-        let (path, bytes) = (segment.path.clone(), segment.bytes);
-        self.send(Message::File(v1::BackupFile { path, bytes }))?;
+        self.send(Message::File(v1::BackupFile {
+            path: path.to_owned(),
+            bytes,
+        }))?;
         let mut hasher = blake3::Hasher::new();
         let mut offset = 0;
         while offset < bytes {
             let data = self
                 .session
-                .read(partition, segment.segment, offset, CHUNK_BYTES)
+                .read(path, offset, CHUNK_BYTES)
                 .map_err(|error| backup_error(&error))?;
             if data.is_empty() {
-                let message = format!("{} ends before its {bytes} bytes", segment.path);
+                let message = format!("{path} ends before its {bytes} bytes");
                 return Err(ApiError::new(ErrorCode::Internal, message));
             }
             hasher.update(&data);
@@ -571,6 +585,16 @@ impl<'a> Backup<'a> {
         hasher.update(bytes);
         self.end_file(&hasher, length)
     }
+}
+
+/// The files of a partition that never change once they are sealed or written: path, bytes, and chain hash.
+fn files_of(
+    partition: &BackupPartition,
+) -> impl Iterator<Item = (&str, u64, Option<[u8; 32]>)> + '_ {
+    let segments = partition.segments.iter();
+    let segments = segments.map(|segment| (&*segment.path, segment.bytes, segment.chain));
+    let heads = partition.heads.iter();
+    segments.chain(heads.map(|run| (&*run.path, run.bytes, Some(run.chain))))
 }
 
 fn backup_error(error: &truthdb_engine::BackupError) -> ApiError {
