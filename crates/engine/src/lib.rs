@@ -44,6 +44,9 @@ mod stream_cache;
 mod trim;
 mod writer;
 
+#[cfg(test)]
+mod interleaving_tests;
+
 pub use append::{
     AppendBatch, AppendSink, CONDITION_ITEMS_MAX, CONDITION_NAMES_MAX, CURSOR_EVENT_TYPE,
     CURSOR_NAME_BYTES_MAX, CURSOR_STREAM_PREFIX, EncodedEvents, TRIM_EVENT_TYPE, TRIM_STREAM,
