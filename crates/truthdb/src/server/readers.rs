@@ -2,8 +2,14 @@
 //!
 //! The network threads never wait for a disk: they hand a read over and go on. The queue is bounded;
 //! above it a read is refused at once.
+//!
+//! A read that panics is a bug. A release build ends the process then (`panic = "abort"`): a violated
+//! invariant must not leave half of it serving, and a start recovers. Where panics unwind, in the
+//! profiles `dev` and `fast`, the read is answered with `INTERNAL` and its thread takes the next one:
+//! the pool keeps its size, and no caller waits for ever.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -63,7 +69,8 @@ impl ReaderPool {
     ///
     /// # Errors
     ///
-    /// `OVERLOADED` when too many wait; `UNAVAILABLE` when the pool has stopped.
+    /// `OVERLOADED` when too many wait; `UNAVAILABLE` when the pool has stopped; `INTERNAL` when the
+    /// read panicked, where that does not end the process.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> T + Send + 'static,
@@ -81,12 +88,15 @@ impl ReaderPool {
                 ));
             }
             queue.jobs.push_back(Box::new(move || {
+                // What the read owns is dropped with it, and what it shares with others is behind
+                // locks that do not remember a panic.
+                let outcome = catch_unwind(AssertUnwindSafe(read)).map_err(|_| panicked());
                 // Whoever asked may be gone; then there is nobody to tell.
-                let _ = sender.send(read());
+                let _ = sender.send(outcome);
             }));
         }
         self.inner.work.notify_one();
-        receiver.await.map_err(|_| stopped())
+        receiver.await.map_err(|_| stopped())?
     }
 
     /// Reads that wait for a thread.
@@ -103,9 +113,18 @@ impl ReaderPool {
         }
         self.inner.work.notify_all();
         for thread in self.threads.lock().drain(..) {
-            thread.join().expect("a reader thread does not panic");
+            thread.join().expect("a read that panics is caught");
         }
     }
+}
+
+fn panicked() -> ApiError {
+    tracing::error!("a read panicked: this is a bug, report it with the message before this one");
+    ApiError::new(
+        ErrorCode::Internal,
+        "the read failed because of a bug of the server",
+    )
+    .with_outcome(Outcome::DidNotHappen)
 }
 
 fn stopped() -> ApiError {
@@ -136,6 +155,25 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_panics_is_answered_and_the_pool_keeps_its_size() {
+        const THREADS: usize = 2;
+        let pool = ReaderPool::start(THREADS, 16).unwrap();
+        for _ in 0..3 * THREADS {
+            let outcome = pool.run(|| -> u32 { panic!("planted by the test") }).await;
+            assert_eq!(outcome.unwrap_err().code, ErrorCode::Internal);
+        }
+        // Each waits for the others: only as many threads as at the start can answer them.
+        let all = Arc::new(std::sync::Barrier::new(THREADS));
+        let meet = || {
+            let all = Arc::clone(&all);
+            pool.run(move || all.wait().is_leader())
+        };
+        let (first, second) = tokio::join!(meet(), meet());
+        assert_ne!(first.unwrap(), second.unwrap());
+        pool.stop();
+    }
 
     #[tokio::test]
     async fn a_read_above_the_bound_is_refused_and_the_others_are_answered() {
