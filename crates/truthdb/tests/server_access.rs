@@ -13,7 +13,7 @@ use std::io::BufRead as _;
 
 use prost::Message as _;
 use serde_json::json;
-use server_support::{Server, program};
+use server_support::{Server, field, next_sse, program};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use truthdb_client::{Client, ClientConfig, EventBuilder, NewBatch, Tls};
@@ -227,13 +227,7 @@ async fn a_revoked_token_ends_with_the_next_request_of_an_open_connection() {
     client.append(batch()).await.unwrap();
     let refused = client.stream_head("s").await.unwrap_err().to_string();
     assert!(refused.contains("PERMISSION_DENIED"), "{refused}");
-    let output = program()
-        .arg("--data")
-        .arg(&server.data)
-        .args(["token", "revoke", "writer"])
-        .output()
-        .unwrap();
-    assert!(output.status.success());
+    revoke_token(&server, "writer");
     let error = client.append(batch()).await.unwrap_err().to_string();
     assert!(error.contains("UNAUTHENTICATED"), "{error}");
     connect(Some(&admin))
@@ -243,6 +237,140 @@ async fn a_revoked_token_ends_with_the_next_request_of_an_open_connection() {
         .await
         .unwrap();
     drop(client);
+    server.stop_cleanly();
+}
+
+fn revoke_token(server: &Server, name: &str) {
+    let output = program()
+        .arg("--data")
+        .arg(&server.data)
+        .args(["token", "revoke", name])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// A request with a bearer token.
+fn bearing<T>(message: T, token: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let value: MetadataValue<_> = format!("Bearer {token}").parse().unwrap();
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+/// Nothing is said on these connections after they were opened: the server ends them on its own account.
+#[tokio::test]
+async fn what_a_revoked_token_began_ends_within_five_seconds_and_says_why() {
+    use truthdb_api::v1::subscribe_response::Message as Grpc;
+    const WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start(&dir, AUTH, &[]);
+    let admin = first_token(&mut server);
+    let reader = create_token(&server, "reader", "read");
+    let writer = create_token(&server, "writer", "append");
+    let other = create_token(&server, "other", "read");
+    let channel = Endpoint::from_shared(format!("http://{}", server.http)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut log = truthdb_api::v1::log_client::LogClient::new(channel);
+
+    // Live subscriptions over gRPC, of the token that is revoked and of one that is not.
+    let follow = truthdb_api::v1::SubscribeRequest {
+        heartbeat_ms: 60_000,
+        ..Default::default()
+    };
+    let mut live = Vec::new();
+    for token in [&reader, &other] {
+        let answer = log.subscribe(bearing(follow.clone(), token)).await.unwrap();
+        let mut answer = answer.into_inner();
+        while !matches!(
+            answer.message().await.unwrap().unwrap().message,
+            Some(Grpc::CaughtUp(_))
+        ) {}
+        live.push(answer);
+    }
+    let mut kept = live.pop().unwrap();
+    let mut followed = live.pop().unwrap();
+    // A stream of appends that has answered one.
+    let (requests, queue) = tokio::sync::mpsc::channel(1);
+    let queue = futures::stream::unfold(queue, |mut queue| async {
+        Some((queue.recv().await?, queue))
+    });
+    requests
+        .send(truthdb_api::v1::AppendRequest {
+            request_id: 1,
+            cursor: Some(truthdb_api::v1::CursorPosition {
+                name: "c".to_owned(),
+                position: 1,
+            }),
+            partition: Some(0),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    let appends = log.append_stream(bearing(queue, &writer)).await.unwrap();
+    let mut appends = appends.into_inner();
+    assert_eq!(appends.message().await.unwrap().unwrap().request_id, 1);
+    // Server-sent events.
+    let mut stream = std::net::TcpStream::connect(server.http).unwrap();
+    stream
+        .set_read_timeout(Some(server_support::PATIENCE))
+        .unwrap();
+    let request =
+        format!("GET /v1/subscribe HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {reader}\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    let mut events = std::io::BufReader::new(stream);
+    while field(&next_sse(&mut events), "event") != "caught_up" {}
+    // The native protocol.
+    let mut config = ClientConfig::new(server.native.to_string());
+    config.token = Some(reader.clone());
+    let client = Client::connect(config).await.unwrap();
+    let mut native = client
+        .subscribe(truthdb_client::Subscribe::partition(0))
+        .await
+        .unwrap();
+    while !matches!(
+        native.next().await.unwrap(),
+        truthdb_client::Message::CaughtUp(_)
+    ) {}
+
+    revoke_token(&server, "reader");
+    revoke_token(&server, "writer");
+    let ends = async {
+        let status = followed.message().await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status:?}");
+        assert!(status.message().contains("revoked"), "{status:?}");
+        let status = appends.message().await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status:?}");
+        let error = loop {
+            // The client first says that it lost the connection, then that it got no other.
+            match native.next().await {
+                Ok(_) => {}
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("UNAUTHENTICATED"), "{error}");
+        tokio::task::spawn_blocking(move || {
+            loop {
+                let event = next_sse(&mut events);
+                if field(&event, "event") == "error" {
+                    return field(&event, "data").to_owned();
+                }
+            }
+        })
+        .await
+        .unwrap()
+    };
+    let told = tokio::time::timeout(WITHIN, ends).await.unwrap();
+    assert!(told.contains("UNAUTHENTICATED"), "{told}");
+
+    // Whose token still holds goes on.
+    let mut config = ClientConfig::new(server.native.to_string());
+    config.token = Some(admin);
+    let append = NewBatch::new().event(EventBuilder::new("s", "t")).unwrap();
+    let admin = Client::connect(config).await.unwrap();
+    admin.append(append).await.unwrap();
+    kept.message().await.unwrap().unwrap();
+    drop((kept, log, native, client, admin, requests));
     server.stop_cleanly();
 }
 

@@ -3,9 +3,13 @@
 //! Nothing reaches a handler past [`Access::admit`]: the middleware of the gRPC and HTTP port looks
 //! the request up here and refuses what it does not find, and the native connection asks for each
 //! frame. A test walks the table against the descriptor set, the routes and the frame kinds.
+//!
+//! What goes on after it was admitted, a streaming answer, holds its [`Standing`], which says when
+//! the token that began it no longer allows it.
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use truthdb_api::{ApiError, ErrorCode};
 
 use super::config::Role;
@@ -182,7 +186,8 @@ impl Access {
         self.tokens.as_ref()
     }
 
-    /// The one door: who the caller is, whether that is enough, and whether the node does this.
+    /// The one door: who the caller is, whether that is enough, and whether the node does this. What
+    /// lasts longer than one answer has to end when the standing does.
     ///
     /// # Errors
     ///
@@ -190,16 +195,26 @@ impl Access {
     /// `ROLE_DISABLED`, checked in this order.
     pub(crate) async fn admit(
         &self,
-        operation: &Operation,
+        operation: &'static Operation,
         token: Option<&[u8]>,
-    ) -> Result<(), ApiError> {
+    ) -> Result<Standing, ApiError> {
+        let mut standing = Standing { bound: None };
         if let Some(tokens) = &self.tokens
             && operation.need != Need::Nothing
         {
+            // Before the token is looked at, so that no change is missed in between.
+            let changes = tokens.changes();
             let principal = tokens.verify(token).await?;
             Self::check_permission(operation, &principal)?;
+            standing.bound = Some(Bound {
+                tokens: Arc::clone(tokens),
+                token: token.unwrap_or_default().to_vec(),
+                operation,
+                changes,
+            });
         }
-        self.check_role(operation)
+        self.check_role(operation)?;
+        Ok(standing)
     }
 
     /// The same for a caller that was recognised before: a connection of the native protocol.
@@ -236,6 +251,52 @@ impl Access {
             Some(role) if !self.roles.contains(&role) => Err(ApiError::role_disabled(role.name())),
             _ => Ok(()),
         }
+    }
+}
+
+/// The right to go on with what was admitted.
+#[derive(Clone)]
+pub(crate) struct Standing {
+    /// `None`: it never ends, because no tokens are demanded.
+    bound: Option<Bound>,
+}
+
+#[derive(Clone)]
+struct Bound {
+    tokens: Arc<TokenStore>,
+    token: Vec<u8>,
+    operation: &'static Operation,
+    changes: watch::Receiver<u64>,
+}
+
+impl Standing {
+    /// Waits until the token no longer allows the operation, and says why: it was revoked, or lost the
+    /// permission.
+    pub(crate) async fn ended(self) -> ApiError {
+        let Some(mut bound) = self.bound else {
+            return std::future::pending().await;
+        };
+        // An error means that the store is gone with the server, which ends everything itself.
+        while bound.changes.changed().await.is_ok() {
+            if let Err(error) = bound.check().await {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Bound {
+    async fn check(&self) -> Result<(), ApiError> {
+        let verified = self.tokens.verify(Some(&self.token)).await;
+        let principal = verified.map_err(|error| match error.code {
+            ErrorCode::Unauthenticated => ApiError::new(
+                ErrorCode::Unauthenticated,
+                "the token was revoked while the answer was under way",
+            ),
+            _ => error,
+        })?;
+        Access::check_permission(self.operation, &principal)
     }
 }
 

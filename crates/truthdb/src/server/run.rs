@@ -334,6 +334,15 @@ async fn listen_until_stopped(
     })?;
     let mut terminate = signals(SignalKind::terminate())?;
     let mut interrupt = signals(SignalKind::interrupt())?;
+    if let Some(tokens) = shared.access.tokens().map(Arc::clone) {
+        let mut stopping = shared.stopping();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokens.watch() => {}
+                () = super::stopped(&mut stopping) => {}
+            }
+        });
+    }
     let acceptor = tls.as_ref().map(|tls| tls.acceptor.clone());
     let http_service = Arc::new(HttpService::new(Arc::clone(shared), routes));
     let native_service = Arc::new(NativeService::new(Arc::clone(shared)));

@@ -4,19 +4,21 @@
 //! the secret is 256 random bits. The file holds Argon2id hashes. A token that was verified is
 //! remembered under a keyed hash, so that Argon2 runs once for each token and start.
 //!
-//! The file is read again when it changes, which is looked at for every request: a revoked token
-//! ends with the next one.
+//! The file is read again when it changes, which is looked at for every request, and every
+//! [`LOOK_INTERVAL`] for the sake of what goes on without one: a revoked token ends with the next
+//! request, and an answer that is under way soon after ([`TokenStore::changes`]).
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use truthdb_api::{ApiError, ErrorCode};
 use truthdb_io::Clock;
 
@@ -26,6 +28,12 @@ const TOKEN_PREFIX: &str = "tdb_";
 const ID_DIGITS: usize = 12;
 /// Tokens in the file at most, which bounds the memory of the verified ones.
 pub(crate) const TOKENS_MAX: usize = 10_000;
+/// How often the file is looked at when no request does. What a token began ends so soon after it was
+/// revoked, or a little later: `docs/security.md` promises [`REVOKED_WITHIN`].
+pub(crate) const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which nothing of a revoked token goes on.
+pub(crate) const REVOKED_WITHIN: Duration = Duration::from_secs(5);
+const _: () = assert!(LOOK_INTERVAL.as_millis() * 3 < REVOKED_WITHIN.as_millis());
 /// Wrong secrets for one token within [`FAILURE_WINDOW_NS`], above which none is tried.
 const FAILURES_MAX: u32 = 10;
 /// Length of the window in which failures count.
@@ -308,7 +316,7 @@ pub(crate) struct TokenStore {
     clock: Arc<dyn Clock>,
     cache_key: [u8; 32],
     state: Mutex<State>,
-    generation: AtomicU64,
+    generation: watch::Sender<u64>,
     checks: tokio::sync::Semaphore,
 }
 
@@ -323,7 +331,7 @@ impl TokenStore {
             clock,
             cache_key,
             state: Mutex::default(),
-            generation: AtomicU64::new(0),
+            generation: watch::Sender::new(0),
             checks: tokio::sync::Semaphore::new(CHECKS_AT_ONCE_MAX),
         };
         store.refresh()?;
@@ -336,7 +344,23 @@ impl TokenStore {
             // The entries known so far stay in force; the operator has to see why a change does not.
             tracing::error!("{error}; the tokens known before stay in force");
         }
-        self.generation.load(Ordering::Acquire)
+        *self.generation.borrow()
+    }
+
+    /// Tells when the file has changed: whoever was recognised before must be looked at again. What
+    /// changed before this call is not told.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Looks at the file again and again, for the sake of [`TokenStore::changes`]. Does not end.
+    pub(crate) async fn watch(&self) {
+        let mut due = tokio::time::interval(LOOK_INTERVAL);
+        due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            let _ = self.generation();
+        }
     }
 
     fn stamp(&self) -> Option<FileStamp> {
@@ -375,7 +399,8 @@ impl TokenStore {
             })
         });
         failures.retain(|id, _| entries.contains_key(id));
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        drop(state);
+        self.generation.send_modify(|generation| *generation += 1);
         Ok(())
     }
 
@@ -478,6 +503,8 @@ fn stopping() -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     struct StillClock(AtomicU64);

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use truthdb_api::{ApiError, ErrorCode, Outcome, v1};
 use truthdb_engine::{BackupPartition, BackupSession, PartitionState, TrimPlan, TrimTo};
 
-use super::{Answers, Sender, answers, within};
+use super::{Answers, Sender, answers, standing, within};
 use crate::server::Shared;
 use crate::server::convert;
 use crate::server::errors::{read_error, trim_error, with_causes};
@@ -84,6 +84,7 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
+        let standing = standing(&request);
         let request = request.into_inner();
         if let Some(partition) = request.partition {
             self.shared.check_partition(partition)?;
@@ -92,14 +93,15 @@ impl v1::admin_server::Admin for AdminService {
             .try_acquire_owned()
             .map_err(|_| ApiError::overloaded("another verification is running", BUSY_RETRY_MS))?;
         let shared = Arc::clone(&self.shared);
-        Ok(Response::new(answers(&self.shared, |sender| async move {
+        let work = |sender| async move {
             let runtime = tokio::runtime::Handle::current();
             let work = move || {
                 let _slot = slot;
                 verify(&shared, &request, &sender, &runtime)
             };
             run_apart(work).await
-        })))
+        };
+        Ok(Response::new(answers(&self.shared, standing, work)))
     }
 
     async fn prove(
@@ -142,16 +144,18 @@ impl v1::admin_server::Admin for AdminService {
         let slot = Arc::clone(&self.shared.backup_slot)
             .try_acquire_owned()
             .map_err(|_| ApiError::overloaded("another backup is running", BUSY_RETRY_MS))?;
+        let standing = standing(&request);
         let request = request.into_inner();
         let shared = Arc::clone(&self.shared);
-        Ok(Response::new(answers(&self.shared, |sender| async move {
+        let work = |sender| async move {
             let runtime = tokio::runtime::Handle::current();
             let work = move || {
                 let _slot = slot;
                 Backup::new(&shared, &request, &sender, &runtime)?.run()
             };
             run_apart(work).await
-        })))
+        };
+        Ok(Response::new(answers(&self.shared, standing, work)))
     }
 }
 

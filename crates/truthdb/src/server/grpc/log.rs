@@ -14,7 +14,7 @@ use truthdb_api::native::{
 use truthdb_api::{ApiError, ErrorCode, v1};
 use truthdb_engine::{CursorUpdate, EncodedEvents, Engine, StreamReadRequest};
 
-use super::{Answers, answers, within};
+use super::{Answers, Sender, answers, standing, within};
 use crate::server::Shared;
 use crate::server::append::{append, encode_request};
 use crate::server::convert;
@@ -142,8 +142,9 @@ impl v1::log_server::Log for LogService {
         request: Request<Streaming<v1::AppendRequest>>,
     ) -> Result<Response<Self::AppendStreamStream>, Status> {
         let shared = Arc::clone(&self.shared);
+        let standing = standing(&request);
         let mut requests = request.into_inner();
-        Ok(Response::new(answers(&self.shared, |sender| async move {
+        let work = |sender: Sender<v1::AppendReply>| async move {
             let sender = Arc::new(sender);
             let slots = Arc::new(Semaphore::new(STREAM_APPENDS_MAX));
             while let Some(request) = requests.next().await {
@@ -176,13 +177,15 @@ impl v1::log_server::Log for LogService {
             let all = u32::try_from(STREAM_APPENDS_MAX).expect("a small constant");
             let _all = slots.acquire_many(all).await.expect("never closed");
             Ok(())
-        })))
+        };
+        Ok(Response::new(answers(&self.shared, standing, work)))
     }
 
     async fn read(
         &self,
         request: Request<v1::ReadRequest>,
     ) -> Result<Response<Self::ReadStream>, Status> {
+        let standing = standing(&request);
         let request = request.into_inner();
         let backward = request.direction() == v1::Direction::Backward;
         let mut scan = scan_of(&self.shared, request)?;
@@ -190,7 +193,7 @@ impl v1::log_server::Log for LogService {
         // The first page decides whether the call fails as such.
         let (next, mut page) = scan.next(&shared, MESSAGE_BYTES).await?;
         scan = next;
-        Ok(Response::new(answers(&self.shared, |sender| async move {
+        let work = |sender: Sender<v1::ReadResponse>| async move {
             loop {
                 let events = convert::events(scan.partition(), &page, backward);
                 let done = scan.is_done();
@@ -209,7 +212,8 @@ impl v1::log_server::Log for LogService {
                 }
                 (scan, page) = scan.next(&shared, MESSAGE_BYTES).await?;
             }
-        })))
+        };
+        Ok(Response::new(answers(&self.shared, standing, work)))
     }
 
     async fn subscribe(
@@ -217,9 +221,10 @@ impl v1::log_server::Log for LogService {
         request: Request<v1::SubscribeRequest>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         use v1::subscribe_response::Message;
+        let standing = standing(&request);
         let mut subscription = subscription_of(&self.shared, request.into_inner()).await?;
         let partition = subscription.partition();
-        Ok(Response::new(answers(&self.shared, |sender| async move {
+        let work = |sender: Sender<v1::SubscribeResponse>| async move {
             loop {
                 let message = match subscription.next(MESSAGE_BYTES).await? {
                     SubscriptionItem::Events(page) => Message::Events(v1::EventBatch {
@@ -235,7 +240,8 @@ impl v1::log_server::Log for LogService {
                     })
                     .await?;
             }
-        })))
+        };
+        Ok(Response::new(answers(&self.shared, standing, work)))
     }
 
     async fn get_stream_head(

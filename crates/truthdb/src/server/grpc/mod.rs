@@ -13,6 +13,7 @@ use tonic::{Request, Status};
 use truthdb_api::{ApiError, ErrorCode, Outcome, v1};
 
 use super::Shared;
+use super::access::Standing;
 
 pub(super) use admin::{TrimPlans, prove, status, trim_execute, trim_plan};
 pub(super) use log::{
@@ -105,6 +106,7 @@ fn deadline<R>(request: &Request<R>) -> Option<Duration> {
 pub(super) struct Sender<T> {
     sender: mpsc::Sender<T>,
     slow: Duration,
+    standing: Standing,
 }
 
 impl<T: Send + 'static> Sender<T> {
@@ -125,18 +127,37 @@ impl<T: Send + 'static> Sender<T> {
         }
     }
 
-    /// The same from a thread that may block.
+    /// The same from a thread that may block. Such a thread does not end with its task: it hears here
+    /// that its token was revoked.
     pub(super) fn send_blocking(
         &self,
         runtime: &tokio::runtime::Handle,
         message: T,
     ) -> Result<(), ApiError> {
-        runtime.block_on(self.send(message))
+        let standing = self.standing.clone();
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                error = standing.ended() => Err(error),
+                sent = self.send(message) => sent,
+            }
+        })
     }
 }
 
-/// Runs `work` as a task and turns what it sends, and its error, into a streaming answer.
-pub(super) fn answers<T, W, F>(shared: &Arc<Shared>, work: W) -> Answers<T>
+/// The standing that the guard gave to a request.
+///
+/// # Panics
+///
+/// If it gave none: every request passes it.
+pub(super) fn standing<R>(request: &Request<R>) -> Standing {
+    let standing = request.extensions().get::<Standing>();
+    standing.expect("the guard admits every request").clone()
+}
+
+/// Runs `work` as a task and turns what it sends, and its error, into a streaming answer, which ends
+/// with its standing.
+pub(super) fn answers<T, W, F>(shared: &Arc<Shared>, standing: Standing, work: W) -> Answers<T>
 where
     T: Send + 'static,
     W: FnOnce(Sender<T>) -> F,
@@ -145,10 +166,23 @@ where
     let (sender, receiver) = mpsc::channel(ANSWERS_WAITING_MAX);
     let slow = shared.config.limits.slow_consumer_timeout;
     let metrics = Arc::clone(&shared.metrics);
-    let task = work(Sender { sender, slow });
+    let own = standing.clone();
+    let task = work(Sender {
+        sender,
+        slow,
+        standing,
+    });
     let (outcome, ended) = tokio::sync::oneshot::channel();
     let handle = shared.tracker.spawn(async move {
-        let result = task.await;
+        let result = tokio::select! {
+            result = task => result,
+            error = own.ended() => {
+                metrics
+                    .access_refused
+                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Err(error)
+            }
+        };
         if let Err(error) = &result
             && error.code == ErrorCode::SlowConsumer
         {

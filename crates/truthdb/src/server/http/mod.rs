@@ -259,7 +259,7 @@ fn refuse(grpc: bool, error: ApiError) -> Response {
 }
 
 /// Lets a request pass that the table of operations knows and that its token may make.
-async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+async fn guard(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let grpc = is_grpc(request.headers());
     let matched = request
         .extensions()
@@ -278,18 +278,22 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
         .access
         .admit(operation, token(request.headers()))
         .await;
-    if let Err(error) = admitted {
-        if matches!(
-            error.code,
-            ErrorCode::Unauthenticated | ErrorCode::PermissionDenied
-        ) {
-            shared
-                .metrics
-                .access_refused
-                .fetch_add(1, Ordering::Relaxed);
+    let standing = match admitted {
+        Ok(standing) => standing,
+        Err(error) => {
+            if matches!(
+                error.code,
+                ErrorCode::Unauthenticated | ErrorCode::PermissionDenied
+            ) {
+                shared
+                    .metrics
+                    .access_refused
+                    .fetch_add(1, Ordering::Relaxed);
+            }
+            return refuse(grpc, error);
         }
-        return refuse(grpc, error);
-    }
+    };
+    request.extensions_mut().insert(standing);
     let begun_ns = shared.clock.monotonic_ns();
     let response = next.run(request).await;
     let taken_ns = shared.clock.monotonic_ns().saturating_sub(begun_ns);

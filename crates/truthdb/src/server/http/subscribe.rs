@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::{RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::response::Sse;
 use axum::response::sse::Event;
 use futures::{Stream, StreamExt as _};
@@ -19,6 +19,7 @@ use super::events::filter;
 use super::json::{EventJson, time_of};
 use super::{HttpError, Query, path_number};
 use crate::server::Shared;
+use crate::server::access::Standing;
 use crate::server::grpc::answers;
 use crate::server::scan::{HEARTBEAT_DEFAULT, SubscribeFrom, Subscription, SubscriptionItem};
 
@@ -27,6 +28,7 @@ const PAGE_BYTES: usize = 256 << 10;
 
 pub(super) async fn subscribe(
     State(shared): State<Arc<Shared>>,
+    Extension(standing): Extension<Standing>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, HttpError> {
@@ -50,7 +52,7 @@ pub(super) async fn subscribe(
     let filter = filter(&query)?;
     let mut subscription =
         Subscription::open(&shared, partition, from, filter, HEARTBEAT_DEFAULT).await?;
-    let stream = answers(&shared, |sender| async move {
+    let stream = answers(&shared, standing, |sender| async move {
         loop {
             match subscription.next(PAGE_BYTES).await? {
                 SubscriptionItem::Events(page) => {

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicI64;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use truthdb_api::native::{
     self, AppendEntry, AppendFrame, ClientFrame, ExpectedRevision, Hello, Text, Welcome,
@@ -384,6 +385,7 @@ fn native_durability(durability: truthdb_engine::Durability) -> native::Durabili
 type Requests = Arc<Mutex<HashMap<u32, RequestHandle>>>;
 
 struct RequestHandle {
+    operation: &'static Operation,
     credit: Arc<Credit>,
     abort: tokio::task::AbortHandle,
 }
@@ -401,10 +403,18 @@ impl Conversation<'_> {
     /// Reads and answers until the connection ends. An error concerns the whole connection.
     async fn run(&mut self, mut reader: FrameReader) -> Result<(), ApiError> {
         let mut stopping = self.shared.stopping();
+        let mut tokens = self.shared.access.tokens().map(|tokens| tokens.changes());
+        // What changed since the greeting and before the line above is not told.
+        self.recognise_again().await?;
         loop {
-            self.outbox.room().await;
+            let outbox = Arc::clone(&self.outbox);
+            let more = async {
+                outbox.room().await;
+                reader.more().await
+            };
             let going_on = tokio::select! {
-                more = reader.more() => more?,
+                more = more => more?,
+                () = changed(&mut tokens) => true,
                 () = super::stopped(&mut stopping) => {
                     return Err(super::stopping_error());
                 }
@@ -419,17 +429,41 @@ impl Conversation<'_> {
         }
     }
 
-    /// A token may have been revoked since.
+    /// A token may have been revoked since, which ends the connection, or have lost permissions, which
+    /// ends what needs them.
     async fn recognise_again(&mut self) -> Result<(), ApiError> {
         let Some(tokens) = self.shared.access.tokens() else {
             return Ok(());
         };
         let generation = tokens.generation();
         if generation != self.session.generation {
-            self.session.principal = Some(tokens.verify(Some(&self.session.token)).await?);
+            let principal = tokens.verify(Some(&self.session.token)).await;
+            self.session.principal = Some(principal.inspect_err(|_| self.count_refused())?);
             self.session.generation = generation;
+            self.cancel_refused();
         }
         Ok(())
+    }
+
+    /// Ends the requests that the token no longer allows.
+    fn cancel_refused(&self) {
+        let mut refused = Vec::new();
+        self.requests.lock().retain(|id, request| {
+            let Err(error) = self.admit(request.operation) else {
+                return true;
+            };
+            request.abort.abort();
+            refused.push((*id, error));
+            false
+        });
+        for (id, error) in refused {
+            self.answer_error(id, &error);
+        }
+    }
+
+    fn count_refused(&self) {
+        let refused = &self.shared.metrics.access_refused;
+        refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     }
 
     fn cancel_all(&self) {
@@ -443,10 +477,7 @@ impl Conversation<'_> {
         self.shared
             .access
             .admit_principal(operation, principal)
-            .inspect_err(|_| {
-                let refused = &self.shared.metrics.access_refused;
-                refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            })
+            .inspect_err(|_| self.count_refused())
     }
 
     fn handle(&mut self, raw: native::RawFrame) -> Result<(), ApiError> {
@@ -468,20 +499,23 @@ impl Conversation<'_> {
                 self.append(frame);
                 Ok(())
             }
-            ClientFrame::Read(read) => self
-                .admit(self.operations.read)
-                .and_then(|()| self.begin(id, read.credit_bytes, Request::Read(read))),
-            ClientFrame::Subscribe(subscribe) => {
-                self.admit(self.operations.subscribe).and_then(|()| {
-                    self.begin(id, subscribe.credit_bytes, Request::Subscribe(subscribe))
-                })
+            ClientFrame::Read(read) => {
+                let credit = read.credit_bytes;
+                self.begin(id, credit, self.operations.read, Request::Read(read))
             }
-            ClientFrame::StreamHead { partition, stream } => self
-                .admit(self.operations.stream_head)
-                .and_then(|()| self.begin(id, u32::MAX, Request::StreamHead { partition, stream })),
-            ClientFrame::CursorGet { partition, name } => self
-                .admit(self.operations.cursor_get)
-                .and_then(|()| self.begin(id, u32::MAX, Request::CursorGet { partition, name })),
+            ClientFrame::Subscribe(subscribe) => {
+                let credit = subscribe.credit_bytes;
+                let operation = self.operations.subscribe;
+                self.begin(id, credit, operation, Request::Subscribe(subscribe))
+            }
+            ClientFrame::StreamHead { partition, stream } => {
+                let request = Request::StreamHead { partition, stream };
+                self.begin(id, u32::MAX, self.operations.stream_head, request)
+            }
+            ClientFrame::CursorGet { partition, name } => {
+                let request = Request::CursorGet { partition, name };
+                self.begin(id, u32::MAX, self.operations.cursor_get, request)
+            }
             ClientFrame::Credit { bytes } => {
                 // One that has just ended may still get credit.
                 if let Some(request) = self.requests.lock().get(&id) {
@@ -520,8 +554,15 @@ impl Conversation<'_> {
         self.outbox.push_now(out.freeze());
     }
 
-    /// Starts a task for a read, a subscription or a look-up.
-    fn begin(&self, id: u32, credit: u32, request: Request) -> Result<(), ApiError> {
+    /// Starts a task for a read, a subscription or a look-up, if the token allows it.
+    fn begin(
+        &self,
+        id: u32,
+        credit: u32,
+        operation: &'static Operation,
+        request: Request,
+    ) -> Result<(), ApiError> {
+        self.admit(operation)?;
         if id == 0 {
             return Err(ApiError::invalid_argument(
                 "a request needs an id that is not 0",
@@ -561,6 +602,7 @@ impl Conversation<'_> {
         requests.insert(
             id,
             RequestHandle {
+                operation,
                 credit,
                 abort: task.abort_handle(),
             },
@@ -638,6 +680,17 @@ impl Conversation<'_> {
                 append_error(&error)
             })
     }
+}
+
+/// Ends when the tokens have changed; never without tokens.
+async fn changed(tokens: &mut Option<watch::Receiver<u64>>) {
+    // An error means that the store is gone with the server, which says so itself.
+    if let Some(tokens) = tokens
+        && tokens.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 fn condition_item(one: &native::EventMatch) -> ConditionItem {
