@@ -139,7 +139,7 @@ error_codes! {
     /// The partition stopped in this process after a failed write or flush.
     PartitionStopped "PARTITION_STOPPED" Unavailable 503 MayHaveHappened false
         "Check the disk, then restart the server; repeat the append with the same event ids.";
-    /// Acknowledged data of the partition is corrupt; it was not opened.
+    /// Acknowledged data of the partition is corrupt; it neither reads nor takes appends.
     PartitionFenced "PARTITION_FENCED" DataLoss 503 DidNotHappen false
         "See the partition's status for the command to inspect and repair it.";
     /// The stream has no event.

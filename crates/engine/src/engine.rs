@@ -179,13 +179,20 @@ impl Engine {
         let shared = match self.slot(batch.partition()) {
             PartitionSlot::Open(shared) => shared,
             PartitionSlot::Fenced { partition, reason } => {
-                let error = AppendError::Stopped {
+                let error = AppendError::Fenced {
                     partition: *partition,
                     reason: Arc::clone(reason),
                 };
                 return Err((error, batch));
             }
         };
+        if let Some(reason) = shared.fence() {
+            let error = AppendError::Fenced {
+                partition: shared.partition,
+                reason: Arc::clone(reason),
+            };
+            return Err((error, batch));
+        }
         shared
             .queue
             .push(QueuedAppend { batch, sink, tag })
@@ -212,7 +219,20 @@ impl Engine {
         &self.inner.partitions[partition as usize]
     }
 
+    /// A partition that may be read.
     pub(crate) fn shared(&self, partition: u32) -> Result<&Arc<PartitionShared>, ReadError> {
+        let shared = self.opened(partition)?;
+        match shared.fence() {
+            None => Ok(shared),
+            Some(reason) => Err(ReadError::Fenced {
+                partition,
+                reason: Arc::clone(reason),
+            }),
+        }
+    }
+
+    /// A partition that was opened, although it may have been fenced since.
+    fn opened(&self, partition: u32) -> Result<&Arc<PartitionShared>, ReadError> {
         match self.inner.partitions.get(partition as usize) {
             Some(PartitionSlot::Open(shared)) => Ok(shared),
             Some(PartitionSlot::Fenced { partition, reason }) => Err(ReadError::Fenced {
@@ -229,26 +249,22 @@ impl Engine {
     /// Reads one page of a partition. Blocks on the disk unless [`Engine::is_in_memory`].
     ///
     /// # Errors
-    /// See [`ReadError`].
+    /// See [`ReadError`]. One that met damage fences the partition.
     pub fn read(&self, request: &ReadRequest) -> Result<ReadPage, ReadError> {
-        read_page(
-            self.shared(request.partition)?,
-            &self.inner.preparer.hasher,
-            request,
-        )
+        let shared = self.shared(request.partition)?;
+        let page = read_page(shared, &self.inner.preparer.hasher, request);
+        page.inspect_err(|error| fence_if_damaged(shared, error))
     }
 
     /// Reads one page of a stream. May block on the disk.
     ///
     /// # Errors
-    /// See [`ReadError`].
+    /// See [`ReadError`]. One that met damage fences the partition.
     pub fn read_stream(&self, request: &StreamReadRequest) -> Result<StreamPage, ReadError> {
         let partition = self.stream_partition(&request.stream, request.partition)?;
-        read_stream_page(
-            self.shared(partition)?,
-            &self.inner.preparer.hasher,
-            request,
-        )
+        let shared = self.shared(partition)?;
+        let page = read_stream_page(shared, &self.inner.preparer.hasher, request);
+        page.inspect_err(|error| fence_if_damaged(shared, error))
     }
 
     fn stream_partition(&self, stream: &str, partition: Option<u32>) -> Result<u32, ReadError> {
@@ -348,15 +364,15 @@ impl Engine {
         }
     }
 
-    /// Last committed sequence of a partition; 0 if it has no event or is fenced.
+    /// Last committed sequence of a partition; 0 if it has no event or was not opened.
     pub fn committed(&self, partition: u32) -> u64 {
-        self.shared(partition)
+        self.opened(partition)
             .map_or(0, |shared| shared.committed())
     }
 
-    /// First sequence of a partition that retention has left; 1 if it is fenced.
+    /// First sequence of a partition that retention has left; 1 if it was not opened.
     pub fn first_sequence(&self, partition: u32) -> u64 {
-        self.shared(partition)
+        self.opened(partition)
             .map_or(1, |shared| shared.view().first_sequence)
     }
 
@@ -364,7 +380,7 @@ impl Engine {
     /// writer's thread: it must be
     /// cheap and must not block.
     pub fn on_commit(&self, partition: u32, hook: Box<dyn Fn(u64) + Send + Sync>) {
-        if let Ok(shared) = self.shared(partition) {
+        if let Ok(shared) = self.opened(partition) {
             shared.hooks.write().push(hook);
         }
     }
@@ -525,6 +541,14 @@ impl Engine {
         }
         self.inner.lock.lock().take();
         report
+    }
+}
+
+/// Damage of the log that a read met concerns everybody who relies on the partition. Damaged indexes do not: they are
+/// made again.
+fn fence_if_damaged(shared: &PartitionShared, error: &ReadError) {
+    if error.is_corruption() {
+        shared.set_fence(&crate::error::chain(error));
     }
 }
 

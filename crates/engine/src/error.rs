@@ -106,6 +106,14 @@ pub enum AppendError {
         /// Why, and what to do.
         reason: Arc<str>,
     },
+    /// Acknowledged data of the partition is damaged. Nothing was written.
+    #[error("partition {partition} is fenced: {reason}")]
+    Fenced {
+        /// The partition.
+        partition: u32,
+        /// What is damaged and what to do.
+        reason: Arc<str>,
+    },
     /// The write or its flush failed. The batch may or may not be in the log after a restart;
     /// append it again with the same ids then.
     #[error("the write of this batch failed; it may or may not be stored")]
@@ -174,7 +182,7 @@ pub enum ReadError {
         /// How many there are.
         count: u32,
     },
-    /// The partition could not be opened because acknowledged data is damaged.
+    /// Acknowledged data of the partition is damaged: it could not be opened, or a read met the damage.
     #[error("partition {partition} is fenced: {reason}")]
     Fenced {
         /// The partition.

@@ -366,7 +366,8 @@ impl Maintenance {
         }
         self.retention_at =
             now + u64::try_from(INTERVAL.as_nanos()).expect("half a second fits") * 20;
-        for shared in &self.partitions {
+        // Of a damaged partition nothing is removed.
+        for shared in self.partitions.iter().filter(|one| one.fence().is_none()) {
             let utc = self.world.clock.utc_ns();
             let before = policy.age_max.map(|age| {
                 TrimTo::Time(utc.saturating_sub(u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)))

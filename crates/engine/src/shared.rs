@@ -5,8 +5,8 @@
 //! cache's chunks by reference. Locks are held for a few pointer copies or index look-ups, never across I/O.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use truthdb_io::{BLOCK_BYTES, File};
@@ -173,6 +173,8 @@ pub(crate) struct PartitionShared {
     /// Chain hash that the oldest segment's footer must name as its predecessor's.
     chain_before_first: Mutex<[u8; 32]>,
     state: RwLock<PartitionState>,
+    /// Why the partition is fenced, if a read met damage in it.
+    fence: OnceLock<Arc<str>>,
     prepared: Mutex<Option<Prepared>>,
     /// The writer has taken the prepared file and has not entered it yet: the next number is in use.
     entering: AtomicBool,
@@ -221,6 +223,7 @@ impl PartitionShared {
             trim: Mutex::new(start.trim),
             chain_before_first: Mutex::new(start.chain_before_first),
             state: RwLock::new(start.state),
+            fence: OnceLock::new(),
             prepared: Mutex::new(None),
             entering: AtomicBool::new(false),
             full: Mutex::new(None),
@@ -258,6 +261,29 @@ impl PartitionShared {
 
     pub(crate) fn set_state(&self, state: PartitionState) {
         *self.state.write() = state;
+    }
+
+    /// Why the partition is fenced, if it is.
+    pub(crate) fn fence(&self) -> Option<&Arc<str>> {
+        self.fence.get()
+    }
+
+    /// Acknowledged data was found damaged: from now on the partition neither reads nor takes appends,
+    /// because whoever goes on would go on with less than the truth. What was accepted before is
+    /// finished. The reason names file, offset and sequences.
+    pub(crate) fn set_fence(&self, damage: &str) {
+        let reason: Arc<str> = format!(
+            "{damage}. See everything that is damaged with `truthdb verify`, look with `truthdb inspect`, \
+             mend with `truthdb repair`"
+        )
+        .into();
+        if self.fence.set(Arc::clone(&reason)).is_err() {
+            return;
+        }
+        let text = reason.to_string();
+        self.set_state(PartitionState::Fenced { reason: text });
+        tracing::error!(partition = self.partition, reason = %reason,
+            "a read met damage, partition is fenced; the others serve");
     }
 
     pub(crate) fn wake_maintenance(&self) {

@@ -469,9 +469,16 @@ fn check_partition_dir(
     let index = index_dir(partition);
     do_io("create", &index, storage.durable_create_dir(&index))?;
     let names = list_or_empty(storage, &dir)?;
-    let others = names.iter().filter(|name| {
-        !["wal", "index", SNAPSHOTS_DIR, "trim.bin", "trim.bin.new"].contains(&&***name)
-    });
+    // `damaged`: copies that a repair put aside.
+    let known = [
+        "wal",
+        "index",
+        SNAPSHOTS_DIR,
+        "trim.bin",
+        "trim.bin.new",
+        "damaged",
+    ];
+    let others = names.iter().filter(|name| !known.contains(&&***name));
     foreign.extend(others.map(|name| format!("{dir}/{name}")));
     Ok(())
 }

@@ -327,6 +327,12 @@ impl Sim {
                 Ok(())
             }
             Err(AppendError::Overloaded { .. }) => Ok(()),
+            Err(AppendError::Fenced { reason, .. }) => {
+                if self.may_be_fenced(partition) {
+                    return Ok(());
+                }
+                violation(format!("partition {partition} is fenced: {reason}"))
+            }
             Err(AppendError::Stopped { reason, .. }) => {
                 if self.sides[partition].fenced || self.may_be_stopped() {
                     return Ok(());
@@ -340,6 +346,12 @@ impl Sim {
     /// Whether a failed write or a lost machine explains a stopped writer.
     pub(crate) fn may_be_stopped(&self) -> bool {
         self.profile.class == Class::Errors || self.world.boots() != self.boots
+    }
+
+    /// Whether damage explains that a partition neither reads nor takes appends: it was not opened, or a read met it.
+    pub(crate) fn may_be_fenced(&self, partition: usize) -> bool {
+        let damaged = self.damage.as_ref().is_some_and(|d| d.concerns(partition));
+        self.sides[partition].fenced || damaged || self.may_be_stopped()
     }
 
     fn retry(&mut self) -> Result<(), Violation> {
@@ -409,6 +421,7 @@ impl Sim {
         };
         let plan = match live.engine.trim_plan(number, before) {
             Ok(plan) => plan,
+            Err(error) if self.excuses_read(partition, &error) => return Ok(()),
             Err(error) => return violation(format!("no trim plan: {error}")),
         };
         if plan.segments.is_empty() {
@@ -669,7 +682,7 @@ impl Sim {
         let lost = self.world.boots() != self.boots;
         let errors = self.profile.class == Class::Errors;
         let damaged = self.damage.as_ref().is_some_and(|d| d.concerns(partition));
-        let fenced = self.sides[partition].fenced && matches!(error, ReadError::Fenced { .. });
+        let fenced = matches!(error, ReadError::Fenced { .. }) && self.may_be_fenced(partition);
         let of_disk = matches!(
             error,
             ReadError::Log { .. }

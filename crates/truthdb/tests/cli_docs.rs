@@ -98,3 +98,19 @@ fn the_page_of_commands_is_what_the_program_says() {
         "docs/cli.md is not what --help says; TRUTHDB_BLESS=1 writes it anew"
     );
 }
+
+/// The page of faults names tests as `file::test`.
+#[test]
+fn every_test_that_the_page_of_faults_names_is_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("docs/faults.md")).unwrap();
+    let named = page.split('`').filter(|part| part.starts_with("crates/"));
+    let mut count = 0;
+    for name in named {
+        let (file, test) = name.split_once("::").unwrap();
+        let source = std::fs::read_to_string(root.join(file)).unwrap();
+        assert!(source.contains(&format!("fn {test}(")), "{name}");
+        count += 1;
+    }
+    assert!(count > 30, "{count} tests are named");
+}

@@ -141,6 +141,31 @@ fn wrong_requests_get_documented_errors() {
 }
 
 #[tokio::test]
+async fn a_message_of_grpc_above_the_limit_is_refused_before_it_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(&dir, "[limits]\nrequest_bytes_max = \"1 MiB\"\n", &[]);
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.http));
+    let channel = channel.unwrap().connect().await.unwrap();
+    let mut log = truthdb_api::v1::log_client::LogClient::new(channel);
+    let request = |bytes: usize| truthdb_api::v1::AppendRequest {
+        events: vec![truthdb_api::v1::NewEvent {
+            id: vec![1; 16].into(),
+            stream: "s".to_owned(),
+            r#type: "t".to_owned(),
+            payload: vec![0; bytes].into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let status = log.append(request(2 << 20)).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::OutOfRange, "{status:?}");
+    // Nothing was appended, and the connection goes on.
+    let done = log.append(request(100)).await.unwrap().into_inner();
+    assert_eq!(done.first_sequence, 1);
+    server.stop_cleanly();
+}
+
+#[tokio::test]
 async fn bytes_that_are_no_message_of_grpc_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(&dir, "", &[]);

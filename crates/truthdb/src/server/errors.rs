@@ -86,6 +86,9 @@ pub(crate) fn append_error(error: &AppendError) -> ApiError {
         AppendError::Stopped { partition, .. } => {
             ApiError::new(ErrorCode::PartitionStopped, text).with_partition(*partition)
         }
+        AppendError::Fenced { partition, .. } => {
+            ApiError::new(ErrorCode::PartitionFenced, text).with_partition(*partition)
+        }
         AppendError::Unknown { partition, .. } => {
             ApiError::new(ErrorCode::PartitionStopped, text).with_partition(*partition)
         }
@@ -119,8 +122,11 @@ pub(crate) fn read_error(error: &ReadError) -> ApiError {
             first_sequence,
         } => ApiError::sequence_trimmed(*sequence, *first_sequence).with_partition(*partition),
         ReadError::Invalid { .. } => ApiError::invalid_argument(text),
-        // Damage and disk errors that only this read has met: the partition's own state is told by
-        // its status, and the operator by the log.
+        // The read that met damage fences the partition; the engine has told the operator.
+        ReadError::Log { .. } | ReadError::Missing { .. } if error.is_corruption() => {
+            ApiError::new(ErrorCode::PartitionFenced, text)
+        }
+        // Errors of the disk, and of indexes, that only this read has met.
         _ => {
             tracing::error!("a read failed: {text}");
             ApiError::new(ErrorCode::Internal, text)

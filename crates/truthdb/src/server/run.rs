@@ -4,7 +4,7 @@
 //! sockets. Stop: no more connections and requests, what is under way is answered, then the engine
 //! flushes and marks its partitions, so that the next start has nothing to recover.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,11 +84,33 @@ pub(crate) fn directory_failure(directory: &Path, error: DirectoryError) -> Fail
         DirectoryError::Option { .. } => ExitClass::Usage,
         _ => ExitClass::Environment,
     };
-    Failure::new(
+    let action = match &error {
+        DirectoryError::Io { source, .. } | DirectoryError::Unreadable { source, .. } => {
+            Some(disk_action(source))
+        }
+        _ => None,
+    };
+    let failure = Failure::new(
         class,
         format!("cannot open the database in {}", directory.display()),
     )
-    .with_source(error)
+    .with_source(error);
+    match action {
+        Some(action) => failure.with_action(action),
+        None => failure,
+    }
+}
+
+/// What to do about an error of the disk.
+fn disk_action(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => {
+            "Mount the disk for writing; nothing was changed on it. `truthdb inspect` only reads."
+        }
+        ErrorKind::PermissionDenied => "Let this user read and write the directory and its files.",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "Free space on the disk.",
+        _ => "See that the disk is in order (dmesg, SMART), and start again.",
+    }
 }
 
 /// Makes a database.
