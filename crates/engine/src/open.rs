@@ -451,6 +451,7 @@ impl Opener<'_> {
             partition,
             segment_bytes: self.manifest.segment_bytes,
             cache: Arc::clone(self.cache),
+            buffers: Arc::clone(&self.files.buffers),
             queue,
             committed: next_sequence - 1,
             timestamp_ns,
@@ -652,7 +653,8 @@ impl Opener<'_> {
                 .map_err(|source| PartitionError::Io { path, source })?;
             let body = Arc::new(Unsealed {
                 header: *header,
-                reader: SegmentReader::new(Arc::clone(&file), *place, SegmentKind::Active),
+                reader: SegmentReader::new(Arc::clone(&file), *place, SegmentKind::Active)
+                    .with_buffers(&self.files.buffers),
                 file,
                 index: RwLock::new(index),
                 end_offset: AtomicU64::new(recovered.write_offset()),

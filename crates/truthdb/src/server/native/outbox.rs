@@ -1,10 +1,11 @@
 //! What waits to be sent on a connection, and the task that sends it.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::sync::Notify;
@@ -19,6 +20,8 @@ use crate::server::listen::TimedStream;
 
 /// Results in one reply frame at most: the longest errors still fit a frame.
 const RESULTS_MAX: u32 = 4096;
+/// Pieces of frames given to the socket at once.
+const SLICES_MAX: usize = 64;
 /// Appends under way of one connection at most.
 const IN_FLIGHT_BATCHES_MAX: usize = 65_536;
 
@@ -87,6 +90,7 @@ struct Done {
 struct Inner {
     done: Vec<Done>,
     refused: Vec<(u32, ApiError)>,
+    /// Frames, or pieces of frames.
     frames: VecDeque<Bytes>,
     frame_bytes: usize,
     in_flight_bytes: usize,
@@ -162,11 +166,14 @@ impl Outbox {
         });
     }
 
-    /// A page, when there is room for it.
-    pub(super) async fn push(&self, frame: Bytes) {
+    /// A frame in pieces, when there is room for it.
+    pub(super) async fn push(&self, pieces: Vec<Bytes>) {
         self.wait(|inner| inner.frame_bytes < self.outgoing_max)
             .await;
-        self.push_now(frame);
+        self.put(|inner| {
+            inner.frame_bytes += pieces.iter().map(Bytes::len).sum::<usize>();
+            inner.frames.extend(pieces);
+        });
     }
 
     /// Waits until requests may be taken: not too much is under way or waits to be sent.
@@ -255,8 +262,24 @@ async fn send(
         output.write_all(out).await?;
         out.clear();
     }
-    while let Some(frame) = frames.pop_front() {
-        output.write_all(&frame).await?;
+    while !frames.is_empty() {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        for (slice, frame) in slices.iter_mut().zip(&*frames) {
+            *slice = IoSlice::new(frame);
+        }
+        let count = frames.len().min(SLICES_MAX);
+        let mut written = output.write_vectored(&slices[..count]).await?;
+        if written == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        while let Some(frame) = frames.front_mut() {
+            if frame.len() > written {
+                frame.advance(written);
+                break;
+            }
+            written -= frame.len();
+            frames.pop_front();
+        }
     }
     output.flush().await
 }
