@@ -91,6 +91,8 @@ pub(crate) struct WriterStart {
     pub(crate) previous_checksum: u64,
     pub(crate) timestamp_ns: u64,
     pub(crate) ids: IdWindow,
+    /// Check of the database's key seed.
+    pub(crate) key_check: u64,
 }
 
 /// See the module's description.
@@ -112,6 +114,7 @@ pub(crate) struct PartitionWriter {
     /// Everything in the active segment before this offset is flushed.
     flushed_offset: u64,
     ids: IdWindow,
+    key_check: u64,
     streams: StreamCache,
     scratch: Scratch,
     revisions: Vec<u64>,
@@ -173,6 +176,7 @@ impl PartitionWriter {
             flushed_sequence: flushed,
             flushed_offset: start.offset,
             ids: start.ids,
+            key_check: start.key_check,
             streams: StreamCache::new(config.stream_cache_entries),
             scratch: Scratch::default(),
             revisions: Vec::with_capacity(truthdb_event::BATCH_EVENTS_MAX + 1),
