@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use truthdb_io::{OpenMode, World};
@@ -227,6 +228,10 @@ impl Engine {
         }
         let manifest = layout.manifest;
         let hasher = KeyHasher::new(KeySeed(manifest.key_seed));
+        let mut config = config;
+        if manifest.partition_count as usize * 2 > threads {
+            config.lone_writer_spin = Duration::ZERO;
+        }
         let config = Arc::new(config);
         let signal = Arc::new(MaintenanceSignal::default());
         let files = Arc::new(OpenSegments::new(world.clone(), hasher.clone()));

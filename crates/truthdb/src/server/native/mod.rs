@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicI64;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use truthdb_api::native::{
     self, AppendEntry, AppendFrame, ClientFrame, ExpectedRevision, Hello, Text, Welcome,
@@ -88,6 +89,7 @@ impl Serve for NativeService {
     }
 
     async fn serve(&self, stream: TimedStream) {
+        let direct = stream.plain();
         let (input, mut output) = tokio::io::split(stream);
         let mut reader = FrameReader::new(Arc::clone(&self.shared), input);
         let session = match self.greet(&mut reader, &mut output).await {
@@ -103,7 +105,7 @@ impl Serve for NativeService {
             }
             Err(None) => return,
         };
-        self.converse(session, reader, output).await;
+        self.converse(session, reader, output, direct).await;
     }
 }
 
@@ -338,10 +340,11 @@ impl NativeService {
         session: Session,
         reader: FrameReader,
         output: WriteHalf<TimedStream>,
+        direct: Option<Arc<TcpStream>>,
     ) {
-        let outgoing_max = self.shared.config.limits.outgoing_bytes_max;
         let durability = native_durability(self.shared.engine.config().durability);
-        let outbox = Arc::new(Outbox::new(IN_FLIGHT_BYTES_MAX, outgoing_max, durability));
+        let outbox = Outbox::new(&self.shared, IN_FLIGHT_BYTES_MAX, durability, direct);
+        let outbox = Arc::new(outbox);
         let writer = outbox::write_loop(Arc::clone(&self.shared), Arc::clone(&outbox), output);
         let mut writer = std::pin::pin!(writer);
         let mut conversation = Conversation {
