@@ -16,14 +16,17 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
 use truthdb_api::native::{
-    self, AppendFrameEncoder, AppendResult, EncodeError, ServerFrame, Welcome,
+    self, AppendFrameEncoder, AppendResult, EncodeError, FRAME_HEADER_BYTES, ServerFrame, Welcome,
 };
 use truthdb_api::{ApiError, ErrorCode, Outcome};
 
 use crate::{ClientConfig, ClientError, tls};
 
-/// Bytes to read at once.
+/// Bytes to read at once, unless larger frames come.
 const READ_BYTES: usize = 256 * 1024;
+
+/// Bytes to read at once at most, when nothing is known of the next frame: pages follow pages.
+const READ_BYTES_MAX: usize = FRAME_HEADER_BYTES + native::PAGE_BYTES_MAX + READ_BYTES;
 
 /// Buffers above this are not kept for the next write.
 const SPARE_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -468,8 +471,9 @@ async fn read_loop(
     mut reader: Box<dyn AsyncRead + Send + Unpin>,
     mut input: BytesMut,
 ) {
+    let mut read_bytes = READ_BYTES;
     loop {
-        let why = match read_some(&shared, &mut reader, &mut input).await {
+        let why = match read_some(&shared, &mut reader, &mut input, &mut read_bytes).await {
             Ok(true) => continue,
             Ok(false) => "the server closed it".to_owned(),
             Err(error) => error,
@@ -484,14 +488,23 @@ async fn read_some(
     shared: &Shared,
     reader: &mut (dyn AsyncRead + Send + Unpin),
     input: &mut BytesMut,
+    read_bytes: &mut usize,
 ) -> Result<bool, String> {
     while let Some(raw) = native::split_frame(input).map_err(|error| error.to_string())? {
         let id = raw.request_id;
+        // As much as the last frame had: then a page arrives in one piece of memory, uncopied.
+        let frame_bytes = FRAME_HEADER_BYTES + raw.payload.len();
+        *read_bytes = frame_bytes.clamp(READ_BYTES, READ_BYTES_MAX);
         let frame = ServerFrame::decode(raw).map_err(|error| error.to_string())?;
         dispatch(shared, id, frame)?;
     }
     let wanted = native::frame_bytes_wanted(input).map_err(|error| error.to_string())?;
-    input.reserve((wanted - input.len().min(wanted)).max(READ_BYTES));
+    let missing = wanted - input.len().min(wanted);
+    if input.is_empty() {
+        input.reserve(wanted.max(*read_bytes));
+    } else if input.capacity() - input.len() < missing {
+        input.reserve(missing.max(READ_BYTES));
+    }
     tokio::select! {
         read = reader.read_buf(input) => {
             read.map(|bytes| bytes != 0).map_err(|error| error.to_string())

@@ -53,6 +53,16 @@ pub struct EncodedEvents {
 pub trait AppendSink: Send + Sync {
     /// The append with this tag is done. The batch comes back so that its memory is freed elsewhere.
     fn complete(&self, tag: u64, result: Result<Appended, AppendError>, batch: Box<AppendBatch>);
+    /// As [`AppendSink::complete`], for an append that had a group to itself and leaves nothing in
+    /// flight: no other answer follows that this one could go out with.
+    fn complete_alone(
+        &self,
+        tag: u64,
+        result: Result<Appended, AppendError>,
+        batch: Box<AppendBatch>,
+    ) {
+        self.complete(tag, result, batch);
+    }
 }
 
 /// One event of a prepared batch.

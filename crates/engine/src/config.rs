@@ -67,6 +67,10 @@ pub struct EngineConfig {
     /// CPUs to pin the writer threads to, in partition order, reused from the start when there are
     /// more partitions. Empty: not pinned.
     pub writer_cpus: Vec<usize>,
+    /// How long a writer looks for the next append before it sleeps, when its last group was one
+    /// append of a lone caller. Costs so much CPU time an append, and saves the caller the time that
+    /// waking a thread takes. Zero, and with more partitions than half of the CPUs: it sleeps at once.
+    pub lone_writer_spin: Duration,
     /// Accept appends. Without it the engine only reads.
     pub ingest: bool,
 }
@@ -88,6 +92,7 @@ impl Default for EngineConfig {
             compress: false,
             retention: Retention::default(),
             writer_cpus: Vec::new(),
+            lone_writer_spin: Duration::from_micros(100),
             ingest: true,
         }
     }

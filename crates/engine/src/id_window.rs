@@ -27,6 +27,8 @@ pub(crate) struct IdWindow {
     events: u64,
     /// Sequence of the newest id; 0 if there is none.
     newest: u64,
+    /// Where the window began: ids of earlier events were never added.
+    began: u64,
 }
 
 /// Overflowed ids are looked through for ones that left the window when there are this many, so
@@ -34,8 +36,9 @@ pub(crate) struct IdWindow {
 const OVERFLOW_MAX: usize = 4096;
 
 impl IdWindow {
-    /// A window of `events` ids (at least 1). Takes 32 bytes an id, touched only as it fills.
-    pub(crate) fn new(events: usize) -> IdWindow {
+    /// A window of `events` ids (at least 1) that gets those of all events from sequence `began` on.
+    /// Takes 32 bytes an id, touched only as it fills.
+    pub(crate) fn new(events: usize, began: u64) -> IdWindow {
         let events = events.max(1);
         IdWindow {
             // Half full: then two full buckets for one id are rare.
@@ -43,7 +46,55 @@ impl IdWindow {
             overflow: HashMap::with_capacity(OVERFLOW_MAX * 2),
             events: events as u64,
             newest: 0,
+            began,
         }
+    }
+
+    /// The ids of all events from this sequence on are there.
+    pub(crate) fn first_sequence(&self) -> u64 {
+        let left = (self.newest + 1).saturating_sub(self.events);
+        self.began.max(left).max(1)
+    }
+
+    /// Hash and sequence of every id that is remembered, in no order.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (u64, u64)> {
+        let entries = self.buckets.iter().flatten().copied();
+        let overflow = self
+            .overflow
+            .iter()
+            .map(|(hash, sequence)| (*hash, *sequence));
+        entries
+            .chain(overflow)
+            .filter(|(_, sequence)| self.is_current(*sequence))
+    }
+
+    /// Before ids are restored: the newest of them is that of this sequence.
+    pub(crate) fn begin_at(&mut self, newest: u64) {
+        assert_eq!(self.newest, 0, "nothing was added yet");
+        self.newest = newest;
+    }
+
+    /// Adds the id of a sequence up to that of [`IdWindow::begin_at`], each once, in any order.
+    /// Quickest in the order of the hashes: then the buckets are touched one after another.
+    pub(crate) fn restore(&mut self, sequence: u64, hash: u64) {
+        assert!(sequence <= self.newest, "the newest is known");
+        let homes = self.homes(hash);
+        let free = homes.into_iter().find_map(|home| {
+            let way = self.buckets[home]
+                .iter()
+                .position(|(_, sequence)| *sequence == 0);
+            way.map(|way| (home, way))
+        });
+        match free {
+            Some((home, way)) => self.buckets[home][way] = (hash, sequence),
+            None => self.restore_overflow(sequence, hash),
+        }
+    }
+
+    /// Of two ids with one hash the later one counts.
+    fn restore_overflow(&mut self, sequence: u64, hash: u64) {
+        let known = self.overflow.entry(hash).or_insert(sequence);
+        *known = sequence.max(*known);
     }
 
     /// The two buckets of a hash.
@@ -117,7 +168,7 @@ mod tests {
     proptest! {
         #[test]
         fn window_agrees_with_a_model(hashes in prop::collection::vec(0u64..40, 1..300), size in 1usize..50) {
-            let mut window = IdWindow::new(size);
+            let mut window = IdWindow::new(size, 1);
             for (i, hash) in hashes.iter().enumerate() {
                 window.push(i as u64 + 1, spread(*hash));
                 let mut model = HashMap::new();
@@ -128,13 +179,25 @@ mod tests {
                     prop_assert_eq!(window.get(spread(hash)), model.get(&hash).copied());
                 }
             }
+            // Stored and restored, it is the same.
+            let mut entries: Vec<_> = window.entries().collect();
+            entries.sort_unstable();
+            let mut restored = IdWindow::new(size, window.first_sequence());
+            restored.begin_at(hashes.len() as u64);
+            for (hash, sequence) in entries {
+                restored.restore(sequence, hash);
+            }
+            prop_assert_eq!(restored.first_sequence(), window.first_sequence());
+            for hash in 0..40 {
+                prop_assert_eq!(restored.get(spread(hash)), window.get(spread(hash)));
+            }
         }
     }
 
     #[test]
     fn every_id_of_a_full_window_is_found_and_overflow_stays_rare() {
         let events = 100_000;
-        let mut window = IdWindow::new(events);
+        let mut window = IdWindow::new(events, 1);
         for sequence in 1..=3 * events as u64 {
             window.push(sequence, spread(sequence));
         }

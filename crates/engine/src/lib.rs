@@ -36,6 +36,7 @@ mod open;
 mod pages;
 mod queue;
 mod read;
+mod recent_ids;
 mod request;
 mod sealed;
 mod shared;

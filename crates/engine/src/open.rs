@@ -5,15 +5,16 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use truthdb_io::{OpenMode, World};
-use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{
     ActiveIndex, Cut, DirectoryError, Discovery, Footer, HeadRuns, HeadsIdentity, KeyHasher,
-    KeySeed, Manifest, Place, RecoveredSegment, RecoveryError, RecoveryMode, SealedSegments,
-    SegmentEnd, SegmentHeader, SegmentKind, SegmentReader, SegmentState, ZERO_HASH, create_segment,
-    discover_segments, index_batch, index_dir, open_database_layout, recover_segment, segment_path,
+    KeySeed, Manifest, Place, RecentIdsBinding, RecoveredSegment, RecoveryError, RecoveryMode,
+    ScannedBatch, SealedSegments, SegmentEnd, SegmentHeader, SegmentKind, SegmentReader,
+    SegmentState, ZERO_HASH, create_segment, discover_segments, index_batch, index_dir,
+    open_database_layout, recover_segment, segment_path,
 };
 
 use crate::append::{Preparer, TRIM_STREAM};
@@ -21,7 +22,6 @@ use crate::cache::ReadCache;
 use crate::config::EngineConfig;
 use crate::engine::{Engine, Inner, Stepper};
 use crate::error::ReadError;
-use crate::id_window::IdWindow;
 use crate::maintenance::Maintenance;
 use crate::pages::read_stream_page;
 use crate::queue::AppendQueue;
@@ -68,8 +68,6 @@ enum PartitionError {
     Heads(#[from] truthdb_log::HeadsError),
     #[error("an index cannot be opened")]
     Read(#[from] ReadError),
-    #[error("an index cannot be read")]
-    Index(#[from] truthdb_log::IndexError),
     #[error("a new segment cannot be made")]
     Segment(#[from] DirectoryError),
     #[error("{path} cannot be opened")]
@@ -230,6 +228,10 @@ impl Engine {
         }
         let manifest = layout.manifest;
         let hasher = KeyHasher::new(KeySeed(manifest.key_seed));
+        let mut config = config;
+        if manifest.partition_count as usize * 2 > threads {
+            config.lone_writer_spin = Duration::ZERO;
+        }
         let config = Arc::new(config);
         let signal = Arc::new(MaintenanceSignal::default());
         let files = Arc::new(OpenSegments::new(world.clone(), hasher.clone()));
@@ -420,11 +422,13 @@ impl Opener<'_> {
         }
         let heads = self.open_heads(partition, &found, &segments)?;
         let needs_segment = found.segments.iter().all(|info| info.footer().is_some());
-        if needs_segment && self.config.ingest {
-            self.make_first_unsealed(partition, &mut found)?;
-        }
+        let made = if needs_segment && self.config.ingest {
+            Some(self.make_first_unsealed(partition, &mut found)?)
+        } else {
+            None
+        };
         let mut end = LogEnd::after(found.segments.iter().rev().find_map(|info| info.footer()));
-        for (recovered, body) in self.recover_unsealed(&found, &heads)? {
+        for (recovered, body) in self.recover_unsealed(&found, &heads, made)? {
             segments.push(end.extend(recovered, body));
         }
         let LogEnd {
@@ -451,6 +455,7 @@ impl Opener<'_> {
             partition,
             segment_bytes: self.manifest.segment_bytes,
             cache: Arc::clone(self.cache),
+            buffers: Arc::clone(&self.files.buffers),
             queue,
             committed: next_sequence - 1,
             timestamp_ns,
@@ -468,7 +473,15 @@ impl Opener<'_> {
         self.resume_trim(&shared)?;
         let writer = match active {
             Some((segment, unsealed, offset)) if self.config.ingest => {
-                let ids = self.fill_ids(&shared, next_sequence)?;
+                let end = RecentIdsBinding {
+                    database_id: self.manifest.database_id,
+                    partition,
+                    key_check: self.files.hasher.seed().check(),
+                    next_sequence,
+                    last_checksum: previous_checksum,
+                };
+                let events = self.config.idempotency_window_events;
+                let ids = crate::recent_ids::load(self.world, &shared, &end, events)?;
                 let path = segment.path.clone();
                 let start = WriterStart {
                     segment,
@@ -478,6 +491,7 @@ impl Opener<'_> {
                     previous_checksum,
                     timestamp_ns,
                     ids,
+                    key_check: end.key_check,
                 };
                 let writer = PartitionWriter::new(
                     Arc::clone(self.config),
@@ -564,7 +578,7 @@ impl Opener<'_> {
         &self,
         partition: u32,
         found: &mut Discovery,
-    ) -> Result<(), PartitionError> {
+    ) -> Result<Place, PartitionError> {
         let last = found.segments.last().and_then(|info| info.footer());
         let number = last.map_or(found.trim.first_segment, |footer| footer.place.segment + 1);
         let header = SegmentHeader {
@@ -582,14 +596,16 @@ impl Opener<'_> {
             file_bytes: header.segment_bytes,
             state: SegmentState::Unsealed(Box::new(header)),
         });
-        Ok(())
+        Ok(header.place)
     }
 
-    /// Recovers the unsealed segments in order, and indexes their events in the same pass.
+    /// Recovers the unsealed segments in order, and indexes their events in the same pass. One that
+    /// was `made` for this start is known to be empty.
     fn recover_unsealed(
         &self,
         found: &Discovery,
         heads: &HeadRuns,
+        made: Option<Place>,
     ) -> Result<Vec<(RecoveredSegment, Arc<Unsealed>)>, PartitionError> {
         let unsealed: Vec<(Place, SegmentHeader)> = found
             .segments
@@ -612,7 +628,7 @@ impl Opener<'_> {
                 RecoveryMode::Look
             };
             let storage = self.world.storage.as_ref();
-            let recovered = recover_segment(storage, *place, end, mode, &mut |scanned| {
+            let mut take = |scanned: ScannedBatch| {
                 index_batch(
                     &mut index,
                     &self.files.hasher,
@@ -637,7 +653,12 @@ impl Opener<'_> {
                         }
                     },
                 );
-            })?;
+            };
+            let recovered = if made == Some(*place) {
+                RecoveredSegment::just_made(header)
+            } else {
+                recover_segment(storage, *place, end, mode, &mut take)?
+            };
             if let Some(error) = failed {
                 return Err(error.into());
             }
@@ -652,7 +673,8 @@ impl Opener<'_> {
                 .map_err(|source| PartitionError::Io { path, source })?;
             let body = Arc::new(Unsealed {
                 header: *header,
-                reader: SegmentReader::new(Arc::clone(&file), *place, SegmentKind::Active),
+                reader: SegmentReader::new(Arc::clone(&file), *place, SegmentKind::Active)
+                    .with_buffers(&self.files.buffers),
                 file,
                 index: RwLock::new(index),
                 end_offset: AtomicU64::new(recovered.write_offset()),
@@ -685,36 +707,6 @@ impl Opener<'_> {
             Err(ReadError::StreamNotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Fills the window of event ids from the newest segments' indexes.
-    fn fill_ids(&self, shared: &PartitionShared, next: u64) -> Result<IdWindow, PartitionError> {
-        let events = self.config.idempotency_window_events;
-        let mut window = IdWindow::new(events);
-        if planted(Canary::ForgetIds) {
-            return Ok(window);
-        }
-        let view = shared.view();
-        let from = next.saturating_sub(events as u64).max(view.first_sequence);
-        let first = view.locate(from).unwrap_or(0);
-        for segment in &view.segments[first..] {
-            match segment.body() {
-                SegmentBody::Sealed(sealed) => {
-                    sealed
-                        .index()?
-                        .visit_ids(from, |sequence, id| window.push(sequence, id.0))?;
-                }
-                SegmentBody::Unsealed(unsealed) => {
-                    let index = unsealed.index.read();
-                    for (sequence, id) in (index.base_sequence()..).zip(index.ids()) {
-                        if sequence >= from {
-                            window.push(sequence, id.0);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(window)
     }
 }
 

@@ -5,7 +5,10 @@ use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{FacetKey, KeyHasher, StoredBatch, StoredEvent};
 
 use crate::error::ReadError;
-use crate::read::{batch_in, fetch, index_error, scan_forward, start_of, stream_slice, window};
+use crate::read::{
+    SCAN_BYTES, ScanEnd, Visit, batch_in, fetch, index_error, scan_forward, start_of, stream_slice,
+    window,
+};
 use crate::request::{
     Direction, Filter, ReadFrom, ReadPage, ReadRequest, RevisionFrom, StreamPage, StreamReadRequest,
 };
@@ -118,7 +121,10 @@ struct PageBuilder<'a> {
     filter: &'a Filter,
     events_left: usize,
     bytes_left: usize,
+    /// A page with no more room than this is full, because another read would be mostly wasted.
+    bytes_spare: usize,
     scan_left: usize,
+    held_bytes: usize,
     batches: Vec<StoredBatch>,
     /// Last sequence looked at.
     seen: Option<u64>,
@@ -190,6 +196,36 @@ impl PageBuilder<'_> {
     }
 }
 
+/// A forward scan into a page.
+struct Scan<'a, 'b> {
+    page: &'a mut PageBuilder<'b>,
+    from: u64,
+    /// The page has room for more.
+    more: bool,
+}
+
+impl Visit for Scan<'_, '_> {
+    fn take(&mut self, batch: StoredBatch) -> bool {
+        self.more = self.page.take(&batch, self.from, true);
+        self.more
+    }
+
+    fn bytes_wanted(&self) -> usize {
+        let page = &*self.page;
+        match page.filter.is_empty() {
+            _ if !self.more => 0,
+            // What passes a filter is not known before it is read.
+            false => SCAN_BYTES,
+            true if page.bytes_left <= page.bytes_spare => 0,
+            true => page.bytes_left,
+        }
+    }
+
+    fn note_held(&mut self, bytes: usize) {
+        self.page.held_bytes += bytes;
+    }
+}
+
 /// Ranges of consecutive numbers.
 fn runs_of(sequences: &[u64]) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -216,11 +252,14 @@ pub(crate) fn read_page(
     } else {
         FILTER_SCAN_BYTES_MAX
     };
+    let bytes_max = request.bytes_max.clamp(1, PAGE_BYTES_MAX);
     let mut page = PageBuilder {
         filter: &request.filter,
         events_left: request.events_max.clamp(1, PAGE_EVENTS_MAX),
-        bytes_left: request.bytes_max.clamp(1, PAGE_BYTES_MAX),
+        bytes_left: bytes_max,
+        bytes_spare: bytes_max / 4,
         scan_left: filter_bound,
+        held_bytes: 0,
         batches: Vec::new(),
         seen: None,
     };
@@ -229,6 +268,8 @@ pub(crate) fn read_page(
         ReadFrom::Start => committed,
         ReadFrom::Sequence(sequence) if forward => sequence.max(1),
         ReadFrom::Sequence(sequence) => sequence.min(committed),
+        ReadFrom::Resume(resume) if forward => resume.sequence,
+        ReadFrom::Resume(resume) => resume.sequence.min(committed),
         ReadFrom::Time(time) => sequence_at_time(shared, &view, time, committed, forward)?,
     };
     if from < view.first_sequence && committed >= view.first_sequence {
@@ -243,15 +284,25 @@ pub(crate) fn read_page(
         return Ok(empty_page(Direction::Backward, committed));
     }
     let keys = FilterKeys::of(&request.filter, hasher);
+    let hint = match request.from {
+        ReadFrom::Resume(resume) => Some(resume),
+        _ => None,
+    };
+    let mut resume = None;
     let done = match (forward, &keys) {
         (true, None) => {
-            let bytes = page.bytes_left.saturating_add(4096);
-            let mut more = true;
-            scan_forward(shared, &view, from, committed, bytes, |batch| {
-                more = page.take(&batch, from, true);
-                more
-            })?;
-            more
+            let mut scan = Scan {
+                page: &mut page,
+                from,
+                more: true,
+            };
+            match scan_forward(shared, &view, from, hint, committed, &mut scan)? {
+                ScanEnd::Reached => true,
+                ScanEnd::Enough(place) => {
+                    resume = place;
+                    false
+                }
+            }
         }
         (false, None) => scan_backward(shared, &view, from, &mut page)?,
         (true, Some(keys)) => by_keys_forward(shared, &view, keys, from, committed, &mut page)?,
@@ -276,8 +327,10 @@ pub(crate) fn read_page(
     };
     Ok(ReadPage {
         batches: page.batches,
+        held_bytes: (forward && keys.is_none()).then_some(page.held_bytes),
         direction: request.direction,
         next,
+        resume: resume.filter(|resume| next == Some(resume.sequence)),
         at_end,
         committed,
     })
@@ -286,8 +339,10 @@ pub(crate) fn read_page(
 fn empty_page(direction: Direction, committed: u64) -> ReadPage {
     ReadPage {
         batches: Vec::new(),
+        held_bytes: Some(0),
         direction,
         next: None,
+        resume: None,
         at_end: true,
         committed,
     }
@@ -421,15 +476,33 @@ fn sequence_at_time(
     }
     let segment = low.saturating_sub(1);
     let start = start_of_time(&view.segments[segment], bound)?.max(view.first_sequence);
-    let mut found = committed + 1;
-    scan_forward(shared, view, start, committed, 128 << 10, |batch| {
-        if batch.timestamp_ns >= bound {
-            found = batch.first_sequence.max(start);
-            return false;
-        }
-        true
-    })?;
+    let mut search = TimeSearch { bound, found: None };
+    scan_forward(shared, view, start, None, committed, &mut search)?;
+    let found = search.found.map_or(committed + 1, |first| first.max(start));
     Ok(if forward { found } else { found - 1 })
+}
+
+/// A scan for the first batch at or after a time.
+struct TimeSearch {
+    bound: u64,
+    /// Its first sequence.
+    found: Option<u64>,
+}
+
+impl Visit for TimeSearch {
+    fn take(&mut self, batch: StoredBatch) -> bool {
+        if batch.timestamp_ns >= self.bound {
+            self.found = Some(batch.first_sequence);
+        }
+        self.found.is_none()
+    }
+
+    fn bytes_wanted(&self) -> usize {
+        // Sparse entries lie closer than that.
+        128 << 10
+    }
+
+    fn note_held(&mut self, _: usize) {}
 }
 
 fn first_timestamp(segment: &Segment) -> Result<u64, ReadError> {

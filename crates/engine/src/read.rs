@@ -16,11 +16,14 @@ use truthdb_log::{
 
 use crate::error::ReadError;
 use crate::group::TailChunk;
+use crate::request::Resume;
 use crate::shared::{PartitionShared, Segment, SegmentBody, View};
 use crate::status::add;
 
 /// Bytes that a scan reads from the disk at once.
-const SCAN_BYTES: usize = 1 << 20;
+pub(crate) const SCAN_BYTES: usize = 1 << 20;
+/// Bytes that a scan reads from the disk at least.
+const SCAN_BYTES_MIN: usize = 4096;
 /// Bytes that a point read takes from the disk: the distance of sparse entries, and some of the next batch.
 pub(crate) const POINT_BYTES: usize = 80 << 10;
 
@@ -42,6 +45,8 @@ pub(crate) struct Window {
     pub(crate) at_end: bool,
     /// It came from the tail cache, whose memory it holds on to.
     pub(crate) in_memory: bool,
+    /// Bytes of memory that the batches hold on to, about.
+    pub(crate) held_bytes: usize,
 }
 
 pub(crate) fn index_error(path: &str, source: IndexError) -> ReadError {
@@ -68,6 +73,12 @@ pub(crate) fn window(
 ) -> Result<Window, ReadError> {
     let Place { offset, sequence } = place;
     let mut in_memory = false;
+    // A pool's buffer is as large as the largest scan, however little of it is used.
+    let mut held_bytes = if bytes_max < SCAN_BYTES / 4 {
+        bytes_max
+    } else {
+        SCAN_BYTES
+    };
     let (batches, next_offset, end) = match body {
         SegmentBody::Unsealed(unsealed) => {
             let end = unsealed.end_offset.load(Ordering::Acquire);
@@ -77,11 +88,13 @@ pub(crate) fn window(
                     next: place,
                     at_end: true,
                     in_memory: true,
+                    held_bytes: 0,
                 });
             }
-            if let Some((batches, next)) = from_tail(shared, segment.number, offset, bytes_max) {
+            if let Some(found) = from_tail(shared, segment.number, offset, bytes_max) {
                 in_memory = true;
-                (batches, next, end)
+                held_bytes = found.held_bytes;
+                (found.batches, found.next, end)
             } else {
                 let reader = &unsealed.reader;
                 let page = reader
@@ -99,6 +112,7 @@ pub(crate) fn window(
                     next: place,
                     at_end: true,
                     in_memory: true,
+                    held_bytes: 0,
                 });
             }
             let open = sealed.open()?;
@@ -122,7 +136,16 @@ pub(crate) fn window(
         batches,
         next,
         in_memory,
+        held_bytes,
     })
+}
+
+/// What the tail cache has.
+struct FromTail {
+    batches: Vec<StoredBatch>,
+    /// Offset of the next batch.
+    next: u64,
+    held_bytes: usize,
 }
 
 /// Takes batches from the tail cache, if it has that place. What is there was encoded by this process.
@@ -131,7 +154,7 @@ fn from_tail(
     segment: u32,
     offset: u64,
     bytes_max: usize,
-) -> Option<(Vec<StoredBatch>, u64)> {
+) -> Option<FromTail> {
     let TailChunk {
         offset: start,
         chunk,
@@ -166,7 +189,11 @@ fn from_tail(
         }
         at = usize::try_from(header.end_offset() - start).expect("a chunk's length fits memory");
     }
-    Some((batches, start + at.min(published.len()) as u64))
+    Some(FromTail {
+        batches,
+        next: start + at.min(published.len()) as u64,
+        held_bytes: chunk.capacity(),
+    })
 }
 
 /// The batch header at a place of a chunk; none where a group's padding begins.
@@ -516,47 +543,81 @@ pub(crate) fn fetch(
     Ok(out)
 }
 
+/// Takes the batches of a scan.
+pub(crate) trait Visit {
+    /// Takes a batch; whether the scan goes on.
+    fn take(&mut self, batch: StoredBatch) -> bool;
+    /// Bytes of batches that are still wanted. Asked before each read of the disk: 0 ends the scan
+    /// there, so that nothing is read that would not be taken.
+    fn bytes_wanted(&self) -> usize;
+    /// The batches that come next lie in so many bytes of memory.
+    fn note_held(&mut self, bytes: usize);
+}
+
+/// How a scan ended.
+pub(crate) enum ScanEnd {
+    /// Everything committed was taken.
+    Reached,
+    /// The taker had enough. Where the next scan goes on, if that is between two reads of the disk.
+    Enough(Option<Resume>),
+}
+
 /// Reads batches forward from a sequence up to what is committed: the heart of every scan.
 pub(crate) fn scan_forward(
     shared: &PartitionShared,
     view: &View,
     from: u64,
+    resume: Option<Resume>,
     committed: u64,
-    bytes_max: usize,
-    mut take: impl FnMut(StoredBatch) -> bool,
-) -> Result<(), ReadError> {
+    visit: &mut impl Visit,
+) -> Result<ScanEnd, ReadError> {
     let mut sequence = from;
+    let mut hint = resume;
     while sequence <= committed {
         let Some(index) = view.locate(sequence) else {
             return Err(trimmed(shared, view, sequence));
         };
         let segment = &view.segments[index];
         let body = segment.body();
-        let mut place = start_of(segment, &body, sequence)?;
+        let sealed = matches!(body, SegmentBody::Sealed(_));
+        let known = hint.take().filter(|hint| {
+            (hint.sequence, hint.segment, hint.sealed) == (sequence, segment.number, sealed)
+        });
+        let mut place = match known {
+            Some(Resume { offset, .. }) => Place { offset, sequence },
+            None => start_of(segment, &body, sequence)?,
+        };
         loop {
-            let window = window(
-                shared,
-                segment,
-                &body,
-                place,
-                bytes_max.clamp(4096, SCAN_BYTES),
-            )?;
-            for batch in window.batches {
+            let bytes = visit.bytes_wanted().clamp(SCAN_BYTES_MIN, SCAN_BYTES);
+            let window = window(shared, segment, &body, place, bytes)?;
+            place = window.next;
+            visit.note_held(window.held_bytes);
+            let mut batches = window.batches.into_iter();
+            let mut goes_on = true;
+            while goes_on && let Some(batch) = batches.next() {
                 if batch.last_sequence() < sequence {
                     continue;
                 }
                 if batch.first_sequence > committed {
-                    return Ok(());
+                    return Ok(ScanEnd::Reached);
                 }
                 sequence = batch.last_sequence() + 1;
-                if !take(batch) {
-                    return Ok(());
-                }
+                goes_on = visit.take(batch);
+            }
+            if !goes_on || (visit.bytes_wanted() == 0 && sequence <= committed) {
+                // The caller may have taken less than the last batch; it compares the sequences.
+                let resume = Resume {
+                    sequence: place.sequence,
+                    segment: segment.number,
+                    sealed,
+                    offset: place.offset,
+                };
+                let between = batches.len() == 0 && !window.at_end;
+                return Ok(ScanEnd::Enough(between.then_some(resume)));
             }
             if window.at_end {
                 break;
             }
-            place = window.next;
         }
         let next_base = view.segments.get(index + 1).map(|next| next.base_sequence);
         if sequence <= committed && next_base != Some(sequence) {
@@ -566,5 +627,5 @@ pub(crate) fn scan_forward(
             });
         }
     }
-    Ok(())
+    Ok(ScanEnd::Reached)
 }

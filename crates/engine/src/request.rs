@@ -97,6 +97,30 @@ pub enum ReadFrom {
     /// Forward: the first event with this timestamp (nanoseconds UTC) or a later one. Backward: the
     /// last one at or before it.
     Time(u64),
+    /// Where the page before ended, with the place on the disk: as [`ReadFrom::Sequence`], without
+    /// looking the place up and reading over what was had already.
+    Resume(Resume),
+}
+
+/// Where a forward page ended: a sequence, and where its batch begins on the disk.
+///
+/// Only a hint for speed, and true only in the process that gave it: where a segment was sealed or
+/// trimmed meanwhile the sequence alone counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    pub(crate) sequence: u64,
+    pub(crate) segment: u32,
+    /// Sealing may move batches.
+    pub(crate) sealed: bool,
+    /// Offset in the file, bytes.
+    pub(crate) offset: u64,
+}
+
+impl Resume {
+    /// The sequence to go on from.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
 }
 
 /// Which events of a partition to return. Empty: all.
@@ -140,11 +164,16 @@ pub struct ReadPage {
     /// Runs of events with consecutive sequences, in the order of reading; events inside a run are
     /// always ascending.
     pub batches: Vec<StoredBatch>,
+    /// Bytes of memory that the batches hold on to as long as they live, about; `None`: not known,
+    /// and possibly much more than they need themselves.
+    pub held_bytes: Option<usize>,
     /// Which way it was read.
     pub direction: Direction,
     /// Sequence to continue from, in the same direction. `None`: nothing is left (backward), or
     /// (forward) never.
     pub next: Option<u64>,
+    /// The same with its place on the disk, when that is known.
+    pub resume: Option<Resume>,
     /// Forward: whether the page reaches what was committed when it was read. Backward: whether it
     /// reaches the first event.
     pub at_end: bool,

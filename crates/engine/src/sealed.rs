@@ -10,18 +10,21 @@ use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
-use truthdb_io::World;
+use truthdb_io::{BufferPool, World};
 use truthdb_log::{
     Footer, IndexError, KeyHasher, SealError, SegmentIndex, SegmentReader, SparseEntry,
     rebuild_segment_index, segment_binding, segment_index_path,
 };
 
 use crate::error::ReadError;
-use crate::read::log_error;
+use crate::read::{SCAN_BYTES, log_error};
 use crate::status::{AtomicCounters, add};
 
 /// Sealed segments that are open at once. Each takes a file or two and up to 100 KiB.
 const OPEN_SEGMENTS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
+
+/// Buffers of scans that are kept for the next one.
+const SCAN_BUFFERS_MAX: usize = 16;
 
 /// An open sealed segment.
 pub(crate) struct OpenSegment {
@@ -39,6 +42,8 @@ pub(crate) struct OpenSegments {
     open: Mutex<LruCache<(u32, u32), Arc<OpenSegment>>>,
     /// Footers of all sealed segments, by partition and segment: what their indexes are checked against.
     footers: RwLock<BTreeMap<(u32, u32), Footer>>,
+    /// Memory of scans.
+    pub(crate) buffers: Arc<BufferPool>,
 }
 
 impl OpenSegments {
@@ -48,6 +53,7 @@ impl OpenSegments {
             hasher,
             open: Mutex::new(LruCache::new(OPEN_SEGMENTS_MAX)),
             footers: RwLock::new(BTreeMap::new()),
+            buffers: BufferPool::new(SCAN_BYTES, SCAN_BUFFERS_MAX),
         }
     }
 
@@ -128,7 +134,7 @@ impl Sealed {
         let storage = self.files.world.storage.as_ref();
         let (reader, _) = SegmentReader::open(storage, place).map_err(log_error)?;
         let open = Arc::new(OpenSegment {
-            reader,
+            reader: reader.with_buffers(&self.files.buffers),
             sparse: OnceLock::new(),
             index: OnceLock::new(),
             opening: Mutex::new(()),

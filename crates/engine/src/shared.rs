@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, RwLock};
-use truthdb_io::{BLOCK_BYTES, File};
+use truthdb_io::{BLOCK_BYTES, BufferPool, File};
 use truthdb_log::canary::{Canary, planted};
 use truthdb_log::{
     ActiveIndex, HeadRuns, SegmentHeader, SegmentKind, SegmentReader, TrimPoint, segment_path,
@@ -156,6 +156,8 @@ pub(crate) struct PartitionShared {
     pub(crate) partition: u32,
     pub(crate) segment_bytes: u64,
     pub(crate) cache: Arc<ReadCache>,
+    /// Memory of scans.
+    pub(crate) buffers: Arc<BufferPool>,
     pub(crate) queue: AppendQueue,
     pub(crate) committed: AtomicU64,
     pub(crate) appended: AtomicU64,
@@ -190,6 +192,7 @@ pub(crate) struct SharedStart {
     pub(crate) partition: u32,
     pub(crate) segment_bytes: u64,
     pub(crate) cache: Arc<ReadCache>,
+    pub(crate) buffers: Arc<BufferPool>,
     pub(crate) queue: AppendQueue,
     pub(crate) committed: u64,
     pub(crate) timestamp_ns: u64,
@@ -209,6 +212,7 @@ impl PartitionShared {
             partition: start.partition,
             segment_bytes: start.segment_bytes,
             cache: start.cache,
+            buffers: start.buffers,
             queue: start.queue,
             committed: AtomicU64::new(start.committed),
             appended: AtomicU64::new(start.committed),
@@ -398,7 +402,8 @@ impl PartitionShared {
             Arc::clone(&prepared.file),
             header.place,
             SegmentKind::Active,
-        );
+        )
+        .with_buffers(&self.buffers);
         let unsealed = Arc::new(Unsealed {
             header: *header,
             file: prepared.file,

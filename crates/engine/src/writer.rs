@@ -23,6 +23,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use truthdb_io::{
     AlignedBuf, AppendChunk, BLOCK_BYTES, ChunkWriter, Completion, File, IoQueue, World,
@@ -91,6 +92,8 @@ pub(crate) struct WriterStart {
     pub(crate) previous_checksum: u64,
     pub(crate) timestamp_ns: u64,
     pub(crate) ids: IdWindow,
+    /// Check of the database's key seed.
+    pub(crate) key_check: u64,
 }
 
 /// See the module's description.
@@ -112,6 +115,7 @@ pub(crate) struct PartitionWriter {
     /// Everything in the active segment before this offset is flushed.
     flushed_offset: u64,
     ids: IdWindow,
+    key_check: u64,
     streams: StreamCache,
     scratch: Scratch,
     revisions: Vec<u64>,
@@ -134,6 +138,9 @@ pub(crate) struct PartitionWriter {
     /// Sequence and offset that a flush under way will have made durable.
     syncing: Option<(u64, u64)>,
     written_sequence: u64,
+    /// The last group was one append, and nothing else was in flight: its caller is likely to be the
+    /// only one, and to come again as soon as it has its answer.
+    alone: bool,
     stopping: bool,
     clean_mark: bool,
     stopped: bool,
@@ -173,6 +180,7 @@ impl PartitionWriter {
             flushed_sequence: flushed,
             flushed_offset: start.offset,
             ids: start.ids,
+            key_check: start.key_check,
             streams: StreamCache::new(config.stream_cache_entries),
             scratch: Scratch::default(),
             revisions: Vec::with_capacity(truthdb_event::BATCH_EVENTS_MAX + 1),
@@ -193,6 +201,7 @@ impl PartitionWriter {
             last_sync_ns: now,
             syncing: None,
             written_sequence: flushed,
+            alone: false,
             stopping: false,
             clean_mark: false,
             stopped: false,
@@ -205,6 +214,10 @@ impl PartitionWriter {
     /// Steps until the engine is shut down.
     pub(crate) fn run(mut self) {
         while let Some(timeout) = self.step() {
+            let spin = self.config.lone_writer_spin;
+            let comes_soon = self.alone && self.in_flight.is_empty();
+            self.disk
+                .spin(if comes_soon { spin } else { Duration::ZERO });
             self.wait(timeout);
         }
     }
@@ -484,8 +497,16 @@ impl PartitionWriter {
             replies,
         });
         self.written_until = self.written_until.max(group.offset + bytes);
-        self.disk
-            .write(&self.file, group.source, group.offset, durable, tag);
+        // A lone caller sends nothing before it has its answer, so this thread may as well wait for
+        // the disk itself.
+        let lone = self.alone && self.in_flight.len() == 1 && self.waiting.is_empty();
+        if lone && !is_mark && durable {
+            self.disk
+                .write_at_once(&self.file, group.source, group.offset, durable, tag);
+        } else {
+            self.disk
+                .write(&self.file, group.source, group.offset, durable, tag);
+        }
         if durable {
             add(&self.shared.counters.flushes, 1);
         }
@@ -565,10 +586,20 @@ impl PartitionWriter {
                 .store(write.last_sequence, Ordering::Release);
             committed = Some(write.last_sequence);
             self.count(&write);
+            let others = self.shared.queue.depth().0 + self.waiting.len() + self.in_flight.len();
+            self.alone = write.replies.len() == 1 && others == 0;
             for reply in write.replies.drain(..) {
-                reply
-                    .sink
-                    .complete(reply.tag, Ok(reply.appended), reply.batch);
+                let PendingReply {
+                    sink,
+                    tag,
+                    appended,
+                    batch,
+                } = reply;
+                if self.alone {
+                    sink.complete_alone(tag, Ok(appended), batch);
+                } else {
+                    sink.complete(tag, Ok(appended), batch);
+                }
             }
             self.reply_vectors.push(write.replies);
         }

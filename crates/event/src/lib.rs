@@ -24,7 +24,7 @@ pub use error::EventError;
 pub use id::{EventId, EventIdError};
 pub use layout::*;
 pub use parse::{EventRef, Metadata, Tags};
-pub use partition::{PARTITION_SEED, is_system_stream, partition_of};
+pub use partition::{PARTITION_SEED, is_system_event, is_system_stream, partition_of};
 
 /// Place of an event in its partition: gapless, from 1. 0 means "before the first event".
 pub type Sequence = u64;

@@ -1,5 +1,7 @@
 //! Which partition a stream belongs to. Part of the format: clients compute it too.
 
+use crate::layout::EVENT_HEADER_BYTES;
+
 /// Seed of the partition function.
 pub const PARTITION_SEED: u64 = 0x5452_5554_4844_4231;
 
@@ -21,8 +23,17 @@ pub fn partition_of(stream: &str, partition_count: u32) -> u32 {
 /// it.
 #[inline]
 pub fn is_system_stream(stream: &str) -> bool {
-    stream.as_bytes().first() == Some(&b'$')
+    stream.as_bytes().first() == Some(&SYSTEM_STREAM_FIRST_BYTE)
 }
+
+/// Whether a canonical event is of one of the system's own streams, without taking it apart. Meant
+/// for events that were verified; false for bytes that are too short for an event.
+#[inline]
+pub fn is_system_event(canonical: &[u8]) -> bool {
+    canonical.get(EVENT_HEADER_BYTES) == Some(&SYSTEM_STREAM_FIRST_BYTE)
+}
+
+const SYSTEM_STREAM_FIRST_BYTE: u8 = b'$';
 
 #[cfg(test)]
 mod tests {
@@ -63,5 +74,18 @@ mod tests {
         assert!(is_system_stream("$trim"));
         assert!(!is_system_stream("account$"));
         assert!(!is_system_stream(""));
+    }
+
+    #[test]
+    fn an_event_of_a_system_stream_is_known_by_its_bytes() {
+        for stream in ["$trim", "account$", "a"] {
+            let mut bytes = Vec::new();
+            crate::EventBuilder::new(stream, "t")
+                .id(crate::EventId::from_bytes([1; 16]))
+                .encode_into(&mut bytes)
+                .unwrap();
+            assert_eq!(is_system_event(&bytes), is_system_stream(stream));
+        }
+        assert!(!is_system_event(b"$"));
     }
 }

@@ -68,6 +68,10 @@ pub(crate) struct UringQueue {
     /// Where the kernel puts the eventfd's counter; in its hands while `wake_armed`.
     wake_buf: AlignedBuf,
     wake_armed: bool,
+    /// How long to look before sleeping.
+    spin: Duration,
+    /// Writes that the calling thread did itself.
+    ready: Vec<Completion>,
 }
 
 struct Operation {
@@ -109,6 +113,8 @@ impl UringQueue {
             }),
             wake_buf: AlignedBuf::new_zeroed(BLOCK_BYTES),
             wake_armed: false,
+            spin: Duration::ZERO,
+            ready: Vec::with_capacity(depth),
         })
     }
 
@@ -187,6 +193,7 @@ impl UringQueue {
 
     /// Takes completions out of the ring.
     fn reap(&mut self, completions: &mut Vec<Completion>) {
+        completions.append(&mut self.ready);
         loop {
             let Some(entry) = self.ring.completion().next() else {
                 return;
@@ -220,6 +227,25 @@ impl UringQueue {
             result,
             read,
         });
+    }
+
+    /// Looks for completions and calls without sleeping; whether there were any.
+    fn look(&mut self, completions: &mut Vec<Completion>, timeout_ns: Option<u64>) -> bool {
+        let before = completions.len();
+        let longest = timeout_ns.map_or(self.spin, |ns| self.spin.min(Duration::from_nanos(ns)));
+        let begin = monotonic_now();
+        loop {
+            self.submit();
+            self.reap(completions);
+            if completions.len() > before || self.wake.is_called() {
+                return true;
+            }
+            if monotonic_now().saturating_duration_since(begin) >= longest {
+                return false;
+            }
+            // Whoever is about to call may need this CPU.
+            std::thread::yield_now();
+        }
     }
 
     /// Puts a read of the eventfd into the ring, so that a wake-up is a completion.
@@ -361,6 +387,27 @@ impl IoQueue for UringQueue {
         });
     }
 
+    fn write_at_once(
+        &mut self,
+        file: &Arc<dyn File>,
+        source: WriteSource,
+        offset: u64,
+        durable: bool,
+        tag: u64,
+    ) {
+        check_aligned(source.start, offset);
+        check_aligned(source.bytes, offset);
+        let bytes = source
+            .chunk
+            .frozen(source.start..source.start + source.bytes);
+        let result = OsFile::of(file).write_all(bytes, offset, durable);
+        self.ready.push(Completion {
+            tag,
+            result,
+            read: None,
+        });
+    }
+
     fn read(&mut self, file: &Arc<dyn File>, buf: AlignedBuf, bytes: usize, offset: u64, tag: u64) {
         check_aligned(bytes, offset);
         assert!(
@@ -409,6 +456,11 @@ impl IoQueue for UringQueue {
             self.wake.end_wait();
             return;
         }
+        if !self.spin.is_zero() && self.look(completions, timeout_ns) {
+            self.submit();
+            self.wake.end_wait();
+            return;
+        }
         let deadline =
             timeout_ns.and_then(|ns| monotonic_now().checked_add(Duration::from_nanos(ns)));
         let mut left = timeout_ns.map(Duration::from_nanos);
@@ -431,8 +483,12 @@ impl IoQueue for UringQueue {
         }
     }
 
+    fn spin(&mut self, longest: Duration) {
+        self.spin = longest;
+    }
+
     fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() + self.ready.len()
     }
 
     fn waker(&self) -> Waker {
@@ -445,6 +501,7 @@ impl Drop for UringQueue {
         if self.wake_armed {
             self.wake.signal();
         }
+        self.ready.clear();
         let mut completions = Vec::new();
         while self.in_flight() > 0 || self.wake_armed {
             if self.enter(1, None).is_err() {
@@ -486,6 +543,11 @@ impl EventWake {
     /// Back to work; true if somebody has called.
     fn end_wait(&self) -> bool {
         self.state.swap(IDLE, Ordering::AcqRel) == WOKEN
+    }
+
+    /// Whether somebody has called since the last wait.
+    fn is_called(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WOKEN
     }
 
     fn signal(&self) {

@@ -12,7 +12,7 @@ use truthdb_event::{EventRef, event_checksum};
 use truthdb_io::{AlignedBuf, BLOCK_BYTES, File};
 
 use crate::batch::{BATCH_HEADER_BYTES, BatchHeader, StoredBatch, body_checksum};
-use crate::inspect_index::{index, run};
+use crate::inspect_index::{index, recent_ids, run};
 use crate::inspect_layout::{
     BATCH_HEADER, FOOTER, MANIFEST, Node, PACKED_BLOCK, SCHEMA, SEGMENT_HEADER, TRIM, structure,
     table_row, time_text,
@@ -130,9 +130,12 @@ pub fn inspect_file(
         _ if name.ends_with(".log") => Some(b"TSEG"),
         _ if name.ends_with(".idx") => Some(b"TIDX"),
         _ if name.ends_with(".run") => Some(b"THDR"),
+        "recent-ids.bin" => Some(b"TIDS"),
         _ => None,
     };
-    let known: [&[u8; 4]; 6] = [b"TSEG", b"TIDX", b"THDR", b"TMAN", b"TSCH", b"TTRM"];
+    let known: [&[u8; 4]; 7] = [
+        b"TSEG", b"TIDX", b"THDR", b"TIDS", b"TMAN", b"TSCH", b"TTRM",
+    ];
     let by_magic = known.into_iter().find(|known| known.as_slice() == magic);
     let block = |name, fields| vec![structure(name, 0, &first, BLOCK_BYTES, fields, 0)];
     let mut next_offset = None;
@@ -148,6 +151,10 @@ pub fn inspect_file(
             index(&mut bytes, &first, options),
         ),
         Some(b"THDR") => ("heads of streams", run(&mut bytes, &first, options)),
+        Some(b"TIDS") => (
+            "event ids that a writer remembered at a clean stop",
+            recent_ids(&mut bytes, &first, options),
+        ),
         Some(b"TSEG") => {
             let (parts, next) = segment(&mut bytes, &first, options);
             next_offset = next;

@@ -3,7 +3,7 @@
 use truthdb_io::BLOCK_BYTES;
 
 use crate::inspect::{InspectOptions, Reader};
-use crate::inspect_layout::{INDEX_HEADER, Node, RUN_HEADER, structure};
+use crate::inspect_layout::{INDEX_HEADER, Node, RECENT_IDS_HEADER, RUN_HEADER, structure};
 use crate::layout::{to_u64, to_usize, u32_at, u64_at};
 use crate::paged::{PAGE_BYTES, PAYLOAD_BYTES, SECTION_ENTRY_BYTES, Section};
 
@@ -82,6 +82,28 @@ pub(crate) fn run(reader: &mut Reader, first: &[u8], options: InspectOptions) ->
     }
     parts.insert(0, header);
     parts
+}
+
+/// Explains a file of recent ids.
+pub(crate) fn recent_ids(reader: &mut Reader, first: &[u8], options: InspectOptions) -> Vec<Node> {
+    use crate::recent_ids::{IDENTITY, ROW_BYTES, SECTION_AT, section_of};
+    let (fields, rest) = (RECENT_IDS_HEADER, SECTION_ENTRY_BYTES);
+    let mut header = structure("recent ids header", 0, first, BLOCK_BYTES, fields, rest);
+    if first.len() != BLOCK_BYTES {
+        return vec![header];
+    }
+    let seed = xxhash_rust::xxh64::xxh64(&first[IDENTITY], 0);
+    let next_sequence = u64_at(first, 48);
+    let section = section_of(first);
+    header
+        .parts
+        .push(section_entry(SECTION_AT, "ids", &section));
+    let row = move |row: &[u8]| {
+        let sequence = next_sequence.wrapping_sub(u32_at(row, 8).into());
+        format!("{:016x}: event {sequence}", u64_at(row, 0))
+    };
+    let rows = pages(reader, "ids", &section, seed, ROW_BYTES, &row, options);
+    vec![header, rows]
 }
 
 fn section_entry(at: usize, name: &str, section: &Section) -> Node {

@@ -236,6 +236,20 @@ pub(crate) const RUN_HEADER: &[Field] = &[
     ("chain", 32, Bytes),
 ];
 
+pub(crate) const RECENT_IDS_HEADER: &[Field] = &[
+    ("checksum", 8, Checksum),
+    ("magic", 4, Magic("TIDS")),
+    ("version", 2, Number),
+    ("reserved", 2, Zero),
+    ("database_id", 16, Bytes),
+    ("partition", 4, Number),
+    ("reserved", 4, Zero),
+    ("key_check", 8, Hash),
+    ("next_sequence", 8, Number),
+    ("last_checksum", 8, Hash),
+    ("first_sequence", 8, Number),
+];
+
 /// Explains a structure that begins `bytes`, is `length` bytes long and lies at `offset`. Bytes
 /// behind the last field are
 /// `rest` bytes of another explanation, then zeros.

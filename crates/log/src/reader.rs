@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use truthdb_io::{AlignedBuf, BLOCK_BYTES, File, OpenMode, Storage};
+use truthdb_io::{AlignedBuf, BLOCK_BYTES, BufferPool, File, OpenMode, PooledBuf, Storage};
 
 use crate::active_index::SparseEntry;
 use crate::batch::StoredBatch;
@@ -20,13 +20,14 @@ const READ_BYTES_MIN: u64 = 96 * 1024;
 /// Bytes of one read at most, unless one batch or block is larger.
 const READ_BYTES_MAX: u64 = 4 << 20;
 
-/// Reads batches of one segment at any offset. Shared by all readers; holds no buffer.
+/// Reads batches of one segment at any offset. Shared by all readers; holds no buffer of its own.
 ///
 /// Everything returned was checked on the way: header and place, table, and every event.
 #[derive(Clone)]
 pub struct SegmentReader {
     file: Arc<dyn File>,
     subject: Subject,
+    buffers: Option<Arc<BufferPool>>,
 }
 
 impl std::fmt::Debug for SegmentReader {
@@ -44,7 +45,15 @@ impl SegmentReader {
         SegmentReader {
             file,
             subject: Subject { path, place, kind },
+            buffers: None,
         }
+    }
+
+    /// Takes the memory of its reads from a pool from now on.
+    #[must_use]
+    pub fn with_buffers(mut self, buffers: &Arc<BufferPool>) -> SegmentReader {
+        self.buffers = Some(Arc::clone(buffers));
+        self
     }
 
     /// Opens a segment and checks its header.
@@ -222,7 +231,10 @@ impl SegmentReader {
 
     fn read_blocks(&self, offset: u64, bytes: u64) -> Result<Bytes, ReadError> {
         let bytes = to_usize(bytes);
-        let mut buffer = AlignedBuf::new_zeroed(bytes);
+        let mut buffer = match &self.buffers {
+            Some(buffers) => buffers.take(bytes),
+            None => PooledBuf::own(AlignedBuf::new_zeroed(bytes)),
+        };
         let read = self
             .file
             .read_at(&mut buffer, bytes, offset)
@@ -233,6 +245,7 @@ impl SegmentReader {
                 std::io::ErrorKind::UnexpectedEof.into(),
             ));
         }
+        // Nothing beyond what was read is shown: a pooled buffer may hold other bytes there.
         Ok(Bytes::from_owner(buffer).slice(..bytes))
     }
 

@@ -97,6 +97,21 @@ pub struct RecoveredSegment {
 }
 
 impl RecoveredSegment {
+    /// A segment that was made just now: there is nothing in it to be read.
+    pub fn just_made(header: &SegmentHeader) -> RecoveredSegment {
+        RecoveredSegment {
+            header: *header,
+            tail_offset: SEGMENT_HEADER_BYTES,
+            last_checksum: header.previous_checksum,
+            next_sequence: header.base_sequence,
+            last_timestamp_ns: 0,
+            batch_count: 0,
+            flushed_sequence: 0,
+            clean_stop: false,
+            cut: None,
+        }
+    }
+
     /// Where the next group goes: the first block boundary at or after the tail.
     pub fn write_offset(&self) -> u64 {
         align_block(self.tail_offset)

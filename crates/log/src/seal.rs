@@ -218,6 +218,7 @@ fn seal_data(
             header,
             request.data_end,
         )
+        .map(SegmentScan::gentle)
     };
     let (mut digest, mut packed) = (
         Digest::new(SegmentKind::Active, header.base_sequence),
@@ -389,7 +390,7 @@ fn check_packed(
     }
     let sparse = reader.sparse_index(expected)?;
     let mut digest = Digest::new(SegmentKind::Packed, expected.base_sequence);
-    let mut scan = SegmentScan::new(storage.as_ref(), file, &header, expected.data_end)?;
+    let mut scan = SegmentScan::new(storage.as_ref(), file, &header, expected.data_end)?.gentle();
     while let Some(scanned) = scan.next_batch()? {
         digest.add(&scanned);
     }

@@ -43,7 +43,14 @@ impl Sim {
             events_max: usize::try_from(1 + self.draw(30)).expect("small"),
             bytes_max: usize::try_from(1_u64 << self.draw(22)).expect("small"),
         };
-        self.check_read(partition, &request).map(drop)
+        let page = self.check_read(partition, &request)?;
+        // The page after it, by its place on the disk.
+        if let Some(resume) = page.and_then(|page| page.resume) {
+            let from = ReadFrom::Resume(resume);
+            let next = ReadRequest { from, ..request };
+            self.check_read(partition, &next)?;
+        }
+        Ok(())
     }
 
     /// Reads a page and compares it. `None`: it failed with an excuse.
@@ -211,10 +218,11 @@ impl Sim {
             bytes_max: 1 << 20,
         };
         while let Some(page) = self.check_read(partition, &request)? {
-            match page.next {
-                Some(next) if !page.at_end => request.from = ReadFrom::Sequence(next),
+            request.from = match (page.next, page.resume) {
+                (Some(_), Some(resume)) if !page.at_end => ReadFrom::Resume(resume),
+                (Some(next), None) if !page.at_end => ReadFrom::Sequence(next),
                 _ => break,
-            }
+            };
         }
         let streams: Vec<String> = self.models[partition].streams.keys().cloned().collect();
         for stream in streams {
@@ -384,6 +392,8 @@ fn check_page(model: &Partition, request: &ReadRequest, page: &ReadPage) -> Opti
         ReadFrom::Start => last,
         ReadFrom::Sequence(sequence) if forward => sequence.max(1),
         ReadFrom::Sequence(sequence) => sequence.min(last),
+        ReadFrom::Resume(resume) if forward => resume.sequence(),
+        ReadFrom::Resume(resume) => resume.sequence().min(last),
         ReadFrom::Time(time) if forward => {
             let mut found = first..=last;
             found

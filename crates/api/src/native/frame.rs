@@ -141,12 +141,20 @@ pub fn begin_frame(out: &mut BytesMut, kind: Kind, request_id: u32) -> usize {
 /// A payload above [`FRAME_BYTES_MAX`]: the writer must have kept to the limits.
 pub fn end_frame(out: &mut BytesMut, start: usize) -> usize {
     let frame_bytes = out.len() - start;
+    put_frame_bytes(&mut out[start..], frame_bytes);
+    frame_bytes
+}
+
+/// Writes the length of a frame, header included, at its start.
+///
+/// # Panics
+/// As [`end_frame`].
+pub(super) fn put_frame_bytes(frame: &mut [u8], frame_bytes: usize) {
     let payload_bytes = frame_bytes - FRAME_HEADER_BYTES;
     assert!(
         payload_bytes <= FRAME_BYTES_MAX,
         "a frame of {payload_bytes} bytes was written"
     );
     let length = super::wire::to_u32(payload_bytes);
-    out[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    frame_bytes
+    frame[..4].copy_from_slice(&length.to_le_bytes());
 }

@@ -32,7 +32,7 @@ pub use frame::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, KIND_SKIPPABLE, Kind, RawFrame, begin_frame, end_frame,
     frame_bytes_wanted, split_frame,
 };
-pub use page::{EventRow, Page, PageEncoder, Run, RunEvents, run_bytes};
+pub use page::{EventRow, Page, PageEncoder, PagePieces, Run, RunEvents, run_bytes};
 pub use read::{
     CREDIT_BYTES_MIN, Direction, EventMatch, Filter, HEARTBEAT_MS_MAX, HEARTBEAT_MS_MIN,
     PAGE_BYTES_MAX, Read, ReadScope, ReadStart, StreamFilter, Subscribe, SubscribeStart,

@@ -14,7 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::Position;
 use super::append::sum_lengths;
-use super::frame::{FRAME_HEADER_BYTES, Kind, begin_frame, end_frame};
+use super::frame::{FRAME_HEADER_BYTES, Kind, begin_frame, end_frame, put_frame_bytes};
 use super::wire::{DecodeError, Reader, to_u32, to_usize};
 
 /// Bytes of a Page's payload before the runs.
@@ -207,7 +207,7 @@ fn decode_run(reader: &mut Reader) -> Result<Run, DecodeError> {
     })
 }
 
-/// Writes a Page into a buffer, run by run.
+/// Writes a Page of single events into a buffer, run by run.
 #[derive(Debug)]
 pub struct PageEncoder {
     start: usize,
@@ -225,43 +225,6 @@ impl PageEncoder {
         }
     }
 
-    /// Adds a run whose body (table and events, `body_bytes` in all) the caller then puts into
-    /// `out` itself: for bodies that lie in several pieces.
-    pub fn begin_run(
-        &mut self,
-        out: &mut BytesMut,
-        first_sequence: u64,
-        timestamp_ns: u64,
-        event_count: u32,
-        body_bytes: u32,
-    ) {
-        out.reserve(RUN_FIXED_BYTES + to_usize(body_bytes));
-        out.put_u64_le(first_sequence);
-        out.put_u64_le(timestamp_ns);
-        out.put_u32_le(event_count);
-        out.put_u32_le(body_bytes);
-        self.run_count += 1;
-    }
-
-    /// Adds a stored batch as it is.
-    pub fn push_run(
-        &mut self,
-        out: &mut BytesMut,
-        first_sequence: u64,
-        timestamp_ns: u64,
-        event_count: u32,
-        body: &[u8],
-    ) {
-        self.begin_run(
-            out,
-            first_sequence,
-            timestamp_ns,
-            event_count,
-            to_u32(body.len()),
-        );
-        out.put_slice(body);
-    }
-
     /// Adds a run of single events: checksum, revision, canonical bytes.
     pub fn push_rows(
         &mut self,
@@ -271,14 +234,16 @@ impl PageEncoder {
         rows: &[(u64, u64, &[u8])],
     ) {
         let event_bytes: usize = rows.iter().map(|(_, _, event)| event.len()).sum();
-        let body_bytes = to_u32(rows.len() * ROW_BYTES + event_bytes);
-        self.begin_run(
+        let body_bytes = rows.len() * ROW_BYTES + event_bytes;
+        out.reserve(RUN_FIXED_BYTES + body_bytes);
+        put_run_head(
             out,
             first_sequence,
             timestamp_ns,
             to_u32(rows.len()),
-            body_bytes,
+            to_u32(body_bytes),
         );
+        self.run_count += 1;
         rows.iter()
             .for_each(|(checksum, _, _)| out.put_u64_le(*checksum));
         rows.iter()
@@ -300,11 +265,115 @@ impl PageEncoder {
 
     /// Ends the frame; returns its bytes, header included.
     pub fn finish(self, out: &mut BytesMut, position: Position) -> usize {
-        let place = self.start + FRAME_HEADER_BYTES;
-        let mut fixed = &mut out[place..place + PAGE_FIXED_BYTES];
-        fixed.put_u64_le(position.position);
-        fixed.put_u64_le(position.head_sequence);
-        fixed.put_u32_le(self.run_count);
+        put_fixed(&mut out[self.start..], position, self.run_count);
         end_frame(out, self.start)
+    }
+}
+
+fn put_run_head(
+    out: &mut BytesMut,
+    first_sequence: u64,
+    timestamp_ns: u64,
+    event_count: u32,
+    body_bytes: u32,
+) {
+    out.put_u64_le(first_sequence);
+    out.put_u64_le(timestamp_ns);
+    out.put_u32_le(event_count);
+    out.put_u32_le(body_bytes);
+}
+
+/// Fills in, at the start of a frame, what is known at its end.
+fn put_fixed(frame: &mut [u8], position: Position, run_count: u32) {
+    let mut fixed = &mut frame[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + PAGE_FIXED_BYTES];
+    fixed.put_u64_le(position.position);
+    fixed.put_u64_le(position.head_sequence);
+    fixed.put_u32_le(run_count);
+}
+
+/// Bodies below this are copied into the frame: a piece of its own would cost more than the copy.
+const PIECE_BYTES_MIN: usize = 4096;
+
+/// A Page of stored batches, in pieces to be sent one after another: large bodies can be passed on
+/// as they are, in the memory that they were read into.
+#[derive(Debug)]
+pub struct PagePieces {
+    /// The frame without the bodies in `bodies`.
+    written: BytesMut,
+    /// Bodies, each with the length of `written` that goes before it.
+    bodies: Vec<(usize, Bytes)>,
+    bodies_bytes: usize,
+    run_count: u32,
+}
+
+impl PagePieces {
+    /// Begins a Page of a request.
+    pub fn begin(request_id: u32) -> Self {
+        let mut written = BytesMut::new();
+        let start = begin_frame(&mut written, Kind::Page, request_id);
+        assert_eq!(start, 0, "the frame is alone in its buffer");
+        written.put_bytes(0, PAGE_FIXED_BYTES);
+        Self {
+            written,
+            bodies: Vec::new(),
+            bodies_bytes: 0,
+            run_count: 0,
+        }
+    }
+
+    /// Adds a stored batch (table and events) as it is. With `share`, a large one is not copied: the
+    /// frame then holds on to whatever memory it lies in until it is sent.
+    pub fn push_run(
+        &mut self,
+        first_sequence: u64,
+        timestamp_ns: u64,
+        event_count: u32,
+        body: &Bytes,
+        share: bool,
+    ) {
+        let body_bytes = to_u32(body.len());
+        put_run_head(
+            &mut self.written,
+            first_sequence,
+            timestamp_ns,
+            event_count,
+            body_bytes,
+        );
+        if !share || body.len() < PIECE_BYTES_MIN {
+            self.written.put_slice(body);
+        } else {
+            self.bodies_bytes += body.len();
+            self.bodies.push((self.written.len(), body.clone()));
+        }
+        self.run_count += 1;
+    }
+
+    /// Bytes of the frame so far, header included: what it will cost of the credit.
+    pub fn frame_bytes(&self) -> usize {
+        self.written.len() + self.bodies_bytes
+    }
+
+    /// How many runs there are.
+    pub fn run_count(&self) -> u32 {
+        self.run_count
+    }
+
+    /// Ends the frame, and returns its pieces in order; none is empty.
+    pub fn finish(mut self, position: Position) -> Vec<Bytes> {
+        put_fixed(&mut self.written, position, self.run_count);
+        let frame_bytes = self.frame_bytes();
+        put_frame_bytes(&mut self.written, frame_bytes);
+        let mut written = self.written.freeze();
+        let mut pieces = Vec::with_capacity(self.bodies.len() * 2 + 1);
+        let mut at = 0;
+        for (end, body) in self.bodies {
+            pieces.push(written.split_to(end - at));
+            pieces.push(body);
+            at = end;
+        }
+        if !written.is_empty() {
+            pieces.push(written);
+        }
+        pieces
     }
 }

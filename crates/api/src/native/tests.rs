@@ -282,6 +282,30 @@ proptest! {
     }
 
     #[test]
+    fn a_page_in_pieces_is_the_same_frame(
+        sizes in vec((0usize..9000, any::<bool>()), 0..6),
+        position: u64,
+    ) {
+        let position = Position { position, head_sequence: 5 };
+        let mut whole = BytesMut::new();
+        let mut encoder = PageEncoder::begin(&mut whole, 3);
+        let mut pieces = PagePieces::begin(3);
+        for (at, (size, share)) in (1u64..).zip(&sizes) {
+            let event = vec![7u8; *size];
+            encoder.push_rows(&mut whole, at, 11, &[(at, 13, &event)]);
+            let body = &whole[whole.len() - 20 - size..];
+            pieces.push_run(at, 11, 1, &bytes::Bytes::copy_from_slice(body), *share);
+            prop_assert_eq!(pieces.frame_bytes(), encoder.frame_bytes(&whole));
+        }
+        prop_assert_eq!(pieces.run_count(), encoder.run_count());
+        let frame_bytes = encoder.finish(&mut whole, position);
+        prop_assert_eq!(pieces.frame_bytes(), frame_bytes);
+        let pieces = pieces.finish(position);
+        prop_assert!(pieces.iter().all(|piece| !piece.is_empty()));
+        prop_assert_eq!(pieces.concat(), &whole[..]);
+    }
+
+    #[test]
     fn any_bytes_decode_to_a_value_or_an_error(
         kind: u8,
         payload in vec(any::<u8>(), 0..200),

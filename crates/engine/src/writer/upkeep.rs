@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use truthdb_io::{BLOCK_BYTES, WriteSource};
+use truthdb_log::RecentIdsBinding;
 
 use super::{
     CLEAN_STOP_SCAN_BYTES_MAX, PartitionWriter, TAG_ZERO, ZERO_GROUP_BYTES_MAX, ZERO_STEP_BYTES,
@@ -137,6 +138,14 @@ impl PartitionWriter {
                 return Some(None);
             }
         }
+        let end = RecentIdsBinding {
+            database_id: self.shared.database_id,
+            partition: self.shared.partition,
+            key_check: self.key_check,
+            next_sequence: self.next_sequence,
+            last_checksum: self.encoder.previous_checksum,
+        };
+        crate::recent_ids::store(&self.world, &end, &self.ids);
         let data = self.unsealed.end_offset.load(Ordering::Acquire);
         if data > CLEAN_STOP_SCAN_BYTES_MAX {
             self.shared.close_segment(&self.segment);

@@ -39,9 +39,10 @@ pub(super) struct Args {
     #[arg(long, default_value = "flush-each-group",
         value_parser = ["flush-each-group", "flush-interval", "os"])]
     durability: String,
-    /// How the appends travel.
-    #[arg(long, value_enum, default_value_t = Protocol::Native)]
-    protocol: Protocol,
+    /// How the appends travel. Several: each cell is measured with one after the other, so that they
+    /// can be compared.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "native")]
+    protocol: Vec<Protocol>,
     /// Length of the measured window, seconds; half a second of warm-up comes before it.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
@@ -291,14 +292,15 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
                 appends_per_s: None,
                 payload: payload.clone(),
             };
-            let (durability, protocol) = (args.durability.clone(), args.protocol);
-            let shape = Shape {
-                load,
-                durability,
-                protocol,
-                seconds: args.seconds,
-            };
-            shapes.push((shape, Vec::new()));
+            for protocol in &args.protocol {
+                let shape = Shape {
+                    load: load.clone(),
+                    durability: args.durability.clone(),
+                    protocol: *protocol,
+                    seconds: args.seconds,
+                };
+                shapes.push((shape, Vec::new()));
+            }
         }
     }
     let mut floor = Floor::new(work.path())?;
@@ -306,9 +308,10 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
         for (shape, cells) in &mut shapes {
             let cell = block_on(cell(work.path(), shape, &mut floor))?;
             note(&format!(
-                "round {round}: {} x {}: {} events/s, p50 {} us (floor {} writes/s)",
+                "round {round}: {} x {}, {}: {} events/s, p50 {} us (floor {} writes/s)",
                 shape.load.writers,
                 shape.load.batch,
+                shape.protocol.name(),
                 number(cell.events_per_s, 0),
                 number(cell.written.latencies.us(0.5), 0),
                 number(cell.floor_per_s, 0),
@@ -325,18 +328,17 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
     }
     report.note(format!(
         "floor: {} durable writes/s of 4 KiB, measured before and after each of {} cells; \
-         median (lowest–highest) over {} rounds of {} s; {}-byte payloads, {}, {}",
+         median (lowest–highest) over {} rounds of {} s; {}-byte payloads, {}",
         Spread::of(all_floors.iter().copied()).text(0),
         all_floors.len(),
         args.common.rounds,
         args.seconds,
         args.size,
         args.durability,
-        args.protocol.name(),
     ));
     report.note("Every cell was read back: count and digest are those of what was acknowledged.");
-    if args.protocol == Protocol::Engine {
-        report.note("Without a network: client CPU and RSS are those of this one process.");
+    if args.protocol.contains(&Protocol::Engine) {
+        report.note("engine: no network; client CPU and RSS are those of this one process.");
     }
     Ok(report)
 }
@@ -374,7 +376,10 @@ fn section(report: &mut Report, shape: &Shape, cells: &[Cell], size: u64) {
     let rounds: Vec<_> = cells.iter().map(cell_json).collect();
     let (writers, batch) = (shape.load.writers, shape.load.batch);
     report.section(
-        format!("{writers} writers, {batch} events per request"),
+        format!(
+            "{writers} writers, {batch} events per request, {}",
+            shape.protocol.name()
+        ),
         HEADER,
         vec![row],
         json!({

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -44,8 +45,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// A connection's bytes: plain or TLS.
 pub(crate) enum Transport {
-    /// Plain TCP.
-    Plain(TcpStream),
+    /// Plain TCP; shared with those who may write to it at once ([`TimedStream::plain`]).
+    Plain(Arc<TcpStream>),
     /// TLS over TCP.
     Tls(Box<TlsStream<TcpStream>>),
 }
@@ -80,6 +81,15 @@ impl TimedStream {
         }
     }
 
+    /// The socket, if its bytes are those of the protocol: for writing without waiting, in between
+    /// what is written here.
+    pub(crate) fn plain(&self) -> Option<Arc<TcpStream>> {
+        match &self.transport {
+            Transport::Plain(stream) => Some(Arc::clone(stream)),
+            Transport::Tls(_) => None,
+        }
+    }
+
     fn timed_out(&self, what: &str) -> io::Error {
         self.metrics
             .connections_timed_out
@@ -93,7 +103,11 @@ impl TimedStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match &mut self.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            Transport::Plain(stream) => until_ready(
+                || stream.poll_read_ready(context),
+                || stream.try_read_buf(buffer),
+            )
+            .map_ok(|_| ()),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_read(context, buffer),
         }
     }
@@ -118,6 +132,32 @@ impl TimedStream {
         ready!(timer.as_mut().poll(context));
         self.metrics.slow_consumers.fetch_add(1, Ordering::Relaxed);
         Poll::Ready(Err(self.timed_out("the client took nothing for too long")))
+    }
+}
+
+/// Tries a call on a socket until it does not have to wait, or the socket is not ready.
+fn until_ready<T>(
+    mut ready: impl FnMut() -> Poll<io::Result<()>>,
+    mut call: impl FnMut() -> io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        ready!(ready())?;
+        match call() {
+            // It was only thought to be ready.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return Poll::Ready(outcome),
+        }
+    }
+}
+
+/// Tells the peer that nothing more comes. The socket stays open for reading.
+fn end_writing(stream: &TcpStream) -> io::Result<()> {
+    // The same socket under another number: this is not offered for a shared one.
+    let socket = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+    match socket.shutdown(std::net::Shutdown::Write) {
+        // The peer was first.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        outcome => outcome,
     }
 }
 
@@ -152,7 +192,10 @@ impl AsyncWrite for TimedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = match &mut this.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+            Transport::Plain(stream) => until_ready(
+                || stream.poll_write_ready(context),
+                || stream.try_write(bytes),
+            ),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_write(context, bytes),
         };
         this.after_write(context, outcome)
@@ -165,7 +208,10 @@ impl AsyncWrite for TimedStream {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let outcome = match &mut this.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Transport::Plain(stream) => until_ready(
+                || stream.poll_write_ready(context),
+                || stream.try_write_vectored(slices),
+            ),
             Transport::Tls(stream) => {
                 Pin::new(stream.as_mut()).poll_write_vectored(context, slices)
             }
@@ -175,7 +221,7 @@ impl AsyncWrite for TimedStream {
 
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
-            Transport::Plain(stream) => stream.is_write_vectored(),
+            Transport::Plain(_) => true,
             Transport::Tls(stream) => stream.is_write_vectored(),
         }
     }
@@ -183,7 +229,7 @@ impl AsyncWrite for TimedStream {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = match &mut this.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_flush(context),
+            Transport::Plain(_) => Poll::Ready(Ok(())),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(context),
         };
         this.after_write(context, outcome)
@@ -192,7 +238,7 @@ impl AsyncWrite for TimedStream {
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let outcome = match &mut this.transport {
-            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            Transport::Plain(stream) => Poll::Ready(end_writing(stream)),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(context),
         };
         this.after_write(context, outcome)
@@ -283,7 +329,7 @@ async fn establish(
         return None;
     }
     let Some(acceptor) = tls else {
-        return Some(TimedStream::new(shared, Transport::Plain(stream)));
+        return Some(TimedStream::new(shared, Transport::Plain(Arc::new(stream))));
     };
     let handshake = acceptor.accept(stream);
     match tokio::time::timeout(shared.config.limits.handshake_timeout, handshake).await {

@@ -16,7 +16,7 @@ use truthdb_api::native::{Direction, Filter, Position, Read, ReadScope, ReadStar
 use truthdb_api::{ApiError, ErrorCode, Outcome};
 use truthdb_engine as engine;
 use truthdb_engine::{Engine, ReadFrom, ReadRequest, RevisionFrom, StreamReadRequest};
-use truthdb_log::StoredBatch;
+use truthdb_log::{StoredBatch, StoredEvent};
 
 use super::Shared;
 use super::errors::read_error;
@@ -31,6 +31,9 @@ pub(crate) const HEARTBEAT_DEFAULT: Duration = Duration::from_secs(5);
 pub(crate) struct ScanPage {
     /// Runs of events, in the order of reading; ascending inside a run.
     pub batches: Vec<StoredBatch>,
+    /// The batches are most of the memory that they hold on to, so that they may be kept as they
+    /// are until they are sent.
+    pub is_dense: bool,
     /// The scan's place after the page.
     pub position: Position,
     /// Nothing is left (of a subscription: it has caught up).
@@ -175,6 +178,9 @@ impl Scan {
             (Place::Partition(ReadFrom::Sequence(sequence)), engine::Direction::Forward) => {
                 engine.is_in_memory(self.partition, *sequence)
             }
+            (Place::Partition(ReadFrom::Resume(resume)), engine::Direction::Forward) => {
+                engine.is_in_memory(self.partition, resume.sequence())
+            }
             _ => false,
         }
     }
@@ -217,9 +223,9 @@ impl Scan {
                 head_sequence: committed,
             };
             return Ok(ScanPage {
-                batches: Vec::new(),
                 position,
                 at_end: true,
+                ..ScanPage::default()
             });
         }
         let events_max = usize::try_from(self.remaining)
@@ -252,7 +258,8 @@ impl Scan {
         let forward = self.direction == engine::Direction::Forward;
         match page.next {
             Some(next) => {
-                self.place = Place::Partition(ReadFrom::Sequence(next));
+                let known = page.resume.map(ReadFrom::Resume);
+                self.place = Place::Partition(known.unwrap_or(ReadFrom::Sequence(next)));
                 self.position = if forward { next - 1 } else { next + 1 };
             }
             None => {
@@ -261,7 +268,10 @@ impl Scan {
             }
         }
         self.done |= page.at_end || (forward && self.position >= self.until);
-        self.finish(page.batches, page.committed)
+        let mut scanned = self.finish(page.batches, page.committed)?;
+        let bytes: usize = scanned.batches.iter().map(StoredBatch::body_bytes).sum();
+        scanned.is_dense = page.held_bytes.is_some_and(|held| held / 2 <= bytes);
+        Ok(scanned)
     }
 
     fn stream_page(
@@ -344,6 +354,7 @@ impl Scan {
         };
         Ok(ScanPage {
             batches: kept,
+            is_dense: false,
             position,
             at_end: self.done,
         })
@@ -354,7 +365,15 @@ impl Scan {
         let whole = 0..batch.event_count;
         let takes_all =
             self.filter.streams == StreamFilter::AllWithSystem && self.filter.matches.is_empty();
-        if takes_all && batch.last_sequence() <= self.until {
+        let to_the_end = batch.last_sequence() <= self.until;
+        if takes_all && to_the_end {
+            return Ok(vec![whole]);
+        }
+        // What most reads ask for: all but the system's own streams.
+        let takes_users =
+            self.filter.streams == StreamFilter::All && self.filter.matches.is_empty();
+        let of_system = |event: StoredEvent<'_>| truthdb_event::is_system_event(event.bytes);
+        if takes_users && to_the_end && !batch.events().any(of_system) {
             return Ok(vec![whole]);
         }
         let mut runs: Vec<Range<u32>> = Vec::new();

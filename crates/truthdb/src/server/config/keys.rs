@@ -127,6 +127,10 @@ fn size(value: &Value, min: u64, max: u64) -> Result<usize, String> {
     usize::try_from(bytes(value, min, max)?).map_err(|error| error.to_string())
 }
 
+fn micros(value: &Value, min: u64, max: u64) -> Result<Duration, String> {
+    number(value, min, max).map(Duration::from_micros)
+}
+
 fn millis(value: &Value, min: u64, max: u64) -> Result<Duration, String> {
     number(value, min, max).map(Duration::from_millis)
 }
@@ -291,6 +295,9 @@ keys! {
     engine.mark_idle_ms = "50", "1 to 60000",
         "After so long without an append, milliseconds, the writer leaves a mark that says what is flushed.",
         |c, v| { c.engine.mark_idle = millis(v, 1, 60_000)?; Ok(()) };
+    engine.lone_writer_spin_us = "100", "0 to 1000",
+        "How long a partition's writer looks for the next append before it sleeps, microseconds, after it answered a caller that was alone. Shortens the appends of a lone writer and costs CPU time; off with more partitions than half of the CPUs.",
+        |c, v| { c.engine.lone_writer_spin = micros(v, 0, 1000)?; Ok(()) };
     engine.compression = "\"none\"", "\"none\", \"zstd\"",
         "Compression of sealed segments, by block, where it saves more than 5 %.",
         |c, v| { c.engine.compress = one_of(v, &[("none", false), ("zstd", true)])?; Ok(()) };

@@ -3,7 +3,7 @@
 //! A connection is one task that reads and one that writes, with an [`Outbox`] between them and the
 //! engine. Appends go to the engine as their frames are read, and are answered by the engine's
 //! thread putting the result into the outbox, which wakes the writing task at most once for all that
-//! has gathered. Reads and subscriptions are tasks of their own that send what their credit allows.
+//! has gathered; the answer to a lone append it writes to an idle plain socket itself. Reads and subscriptions are tasks of their own that send what their credit allows.
 
 mod outbox;
 mod requests;
@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicI64;
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use truthdb_api::native::{
@@ -89,6 +90,7 @@ impl Serve for NativeService {
     }
 
     async fn serve(&self, stream: TimedStream) {
+        let direct = stream.plain();
         let (input, mut output) = tokio::io::split(stream);
         let mut reader = FrameReader::new(Arc::clone(&self.shared), input);
         let session = match self.greet(&mut reader, &mut output).await {
@@ -104,7 +106,7 @@ impl Serve for NativeService {
             }
             Err(None) => return,
         };
-        self.converse(session, reader, output).await;
+        self.converse(session, reader, output, direct).await;
     }
 }
 
@@ -339,10 +341,11 @@ impl NativeService {
         session: Session,
         reader: FrameReader,
         output: WriteHalf<TimedStream>,
+        direct: Option<Arc<TcpStream>>,
     ) {
-        let outgoing_max = self.shared.config.limits.outgoing_bytes_max;
         let durability = native_durability(self.shared.engine.config().durability);
-        let outbox = Arc::new(Outbox::new(IN_FLIGHT_BYTES_MAX, outgoing_max, durability));
+        let outbox = Outbox::new(&self.shared, IN_FLIGHT_BYTES_MAX, durability, direct);
+        let outbox = Arc::new(outbox);
         let writer = outbox::write_loop(Arc::clone(&self.shared), Arc::clone(&outbox), output);
         let mut writer = std::pin::pin!(writer);
         let mut conversation = Conversation {

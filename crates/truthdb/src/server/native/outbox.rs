@@ -1,12 +1,14 @@
 //! What waits to be sent on a connection, and the task that sends it.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use truthdb_api::ApiError;
 use truthdb_api::native::{AppendReplyEncoder, AppendedBatch, Durability};
@@ -19,6 +21,8 @@ use crate::server::listen::TimedStream;
 
 /// Results in one reply frame at most: the longest errors still fit a frame.
 const RESULTS_MAX: u32 = 4096;
+/// Pieces of frames given to the socket at once.
+const SLICES_MAX: usize = 64;
 /// Appends under way of one connection at most.
 const IN_FLIGHT_BATCHES_MAX: usize = 65_536;
 
@@ -87,12 +91,17 @@ struct Done {
 struct Inner {
     done: Vec<Done>,
     refused: Vec<(u32, ApiError)>,
+    /// Frames, or pieces of frames.
     frames: VecDeque<Bytes>,
     frame_bytes: usize,
     in_flight_bytes: usize,
     in_flight_batches: usize,
     /// The writing task has been told that there is something.
     told: bool,
+    /// The writing task holds bytes that go out before anything else.
+    writing: bool,
+    /// An answer that the engine's thread sends itself.
+    answer: BytesMut,
     closed: bool,
 }
 
@@ -104,24 +113,102 @@ pub(super) struct Outbox {
     in_flight_max: usize,
     outgoing_max: usize,
     durability: Durability,
+    shared: Arc<Shared>,
+    /// The socket, when an answer may be written to it as it is.
+    direct: Option<Arc<TcpStream>>,
 }
 
 impl AppendSink for Outbox {
     fn complete(&self, tag: u64, result: Result<Appended, AppendError>, batch: Box<AppendBatch>) {
         self.put(|inner| inner.done.push(Done { tag, result, batch }));
     }
+
+    /// A lone caller waits for nothing but this: waking the writing task would only cost it time.
+    fn complete_alone(
+        &self,
+        tag: u64,
+        result: Result<Appended, AppendError>,
+        batch: Box<AppendBatch>,
+    ) {
+        match (&self.direct, result) {
+            (Some(socket), Ok(appended)) if Tag::streams(tag) != Streams::Several => {
+                self.answer_at_once(socket, tag, appended, batch);
+            }
+            (_, result) => self.complete(tag, result, batch),
+        }
+    }
 }
 
 impl Outbox {
-    pub(super) fn new(in_flight_max: usize, outgoing_max: usize, durability: Durability) -> Outbox {
+    /// An outbox of a connection. `direct`: its socket, if what is sent are plain frames.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        in_flight_max: usize,
+        durability: Durability,
+        direct: Option<Arc<TcpStream>>,
+    ) -> Outbox {
         Outbox {
             inner: Mutex::default(),
             something: Notify::new(),
             room: Notify::new(),
             in_flight_max,
-            outgoing_max,
+            outgoing_max: shared.config.limits.outgoing_bytes_max,
             durability,
+            shared: Arc::clone(shared),
+            direct,
         }
+    }
+
+    /// Writes an answer to the socket if nothing goes before it. What the socket does not take is
+    /// left to the writing task.
+    fn answer_at_once(
+        &self,
+        socket: &TcpStream,
+        tag: u64,
+        appended: Appended,
+        batch: Box<AppendBatch>,
+    ) {
+        let mut guard = self.inner.lock();
+        let inner = &mut *guard;
+        if inner.told || inner.writing || inner.closed {
+            drop(guard);
+            self.complete(tag, Ok(appended), batch);
+            return;
+        }
+        inner.in_flight_bytes -= batch.stored_bytes();
+        inner.in_flight_batches -= 1;
+        let taken = Tag::taken(tag, self.shared.clock.monotonic_ns());
+        self.shared.metrics.native_append.record(taken);
+        inner.answer.clear();
+        let mut encoder = AppendReplyEncoder::begin(&mut inner.answer);
+        self.push_reply(&mut encoder, &mut inner.answer, tag, &appended);
+        encoder.finish(&mut inner.answer);
+        // An error is the writing task's to find.
+        let written = socket.try_write(&inner.answer).unwrap_or(0);
+        if written < inner.answer.len() {
+            let rest = Bytes::copy_from_slice(&inner.answer[written..]);
+            drop(guard);
+            self.push_now(rest);
+        } else {
+            drop(guard);
+        }
+        self.room.notify_waiters();
+    }
+
+    fn push_reply(
+        &self,
+        encoder: &mut AppendReplyEncoder,
+        out: &mut BytesMut,
+        tag: u64,
+        appended: &Appended,
+    ) {
+        let has_event = Tag::streams(tag) == Streams::One;
+        let revisions = has_event
+            .then_some(appended.last_revision)
+            .into_iter()
+            .collect();
+        let batch = reply(tag, appended, revisions, self.durability);
+        encoder.push_appended(out, Tag::request_id(tag), &batch);
     }
 
     fn put(&self, change: impl FnOnce(&mut Inner)) {
@@ -162,11 +249,14 @@ impl Outbox {
         });
     }
 
-    /// A page, when there is room for it.
-    pub(super) async fn push(&self, frame: Bytes) {
+    /// A frame in pieces, when there is room for it.
+    pub(super) async fn push(&self, pieces: Vec<Bytes>) {
         self.wait(|inner| inner.frame_bytes < self.outgoing_max)
             .await;
-        self.push_now(frame);
+        self.put(|inner| {
+            inner.frame_bytes += pieces.iter().map(Bytes::len).sum::<usize>();
+            inner.frames.extend(pieces);
+        });
     }
 
     /// Waits until requests may be taken: not too much is under way or waits to be sent.
@@ -207,6 +297,12 @@ struct Load {
     frames: VecDeque<Bytes>,
 }
 
+impl Load {
+    fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.refused.is_empty() && self.frames.is_empty()
+    }
+}
+
 /// Sends what the outbox gets, until it is closed and everything is answered, or the client is
 /// gone.
 pub(super) async fn write_loop(
@@ -227,10 +323,11 @@ pub(super) async fn write_loop(
             let freed: usize = load.done.iter().map(|done| done.batch.stored_bytes()).sum();
             inner.in_flight_bytes -= freed;
             inner.in_flight_batches -= load.done.len();
+            inner.writing = !load.is_empty();
             inner.closed && inner.in_flight_batches == 0
         };
         outbox.room.notify_waiters();
-        if load.done.is_empty() && load.refused.is_empty() && load.frames.is_empty() {
+        if load.is_empty() {
             if ended {
                 let _ = output.shutdown().await;
                 return;
@@ -255,8 +352,24 @@ async fn send(
         output.write_all(out).await?;
         out.clear();
     }
-    while let Some(frame) = frames.pop_front() {
-        output.write_all(&frame).await?;
+    while !frames.is_empty() {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        for (slice, frame) in slices.iter_mut().zip(&*frames) {
+            *slice = IoSlice::new(frame);
+        }
+        let count = frames.len().min(SLICES_MAX);
+        let mut written = output.write_vectored(&slices[..count]).await?;
+        if written == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        while let Some(frame) = frames.front_mut() {
+            if frame.len() > written {
+                frame.advance(written);
+                break;
+            }
+            written -= frame.len();
+            frames.pop_front();
+        }
     }
     output.flush().await
 }
@@ -276,15 +389,7 @@ fn encode_replies(shared: &Arc<Shared>, outbox: &Arc<Outbox>, load: &mut Load, o
                 answer_several(shared, outbox, tag, appended);
                 continue;
             }
-            Ok(appended) => {
-                let has_event = Tag::streams(tag) == Streams::One;
-                let revisions = has_event
-                    .then_some(appended.last_revision)
-                    .into_iter()
-                    .collect();
-                let batch = reply(tag, &appended, revisions, outbox.durability);
-                encoder.push_appended(out, request_id, &batch);
-            }
+            Ok(appended) => outbox.push_reply(&mut encoder, out, tag, &appended),
             Err(error) => encoder.push_error(out, request_id, &append_error(&error)),
         }
         if encoder.len() >= RESULTS_MAX {

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use truthdb_api::ApiError;
 use truthdb_api::native::{
-    self, CREDIT_BYTES_MIN, CursorState, Direction, FRAME_HEADER_BYTES, PAGE_BYTES_MAX,
-    PageEncoder, Position, Read, StreamHead, Subscribe, SubscribeStart, Text, run_bytes,
+    self, CREDIT_BYTES_MIN, CursorState, Direction, FRAME_HEADER_BYTES, PAGE_BYTES_MAX, PagePieces,
+    Position, Read, StreamHead, Subscribe, SubscribeStart, Text, run_bytes,
 };
 use truthdb_log::StoredBatch;
 
@@ -21,8 +21,8 @@ use crate::server::scan::{
     HEARTBEAT_DEFAULT, Scan, ScanPage, SubscribeFrom, Subscription, SubscriptionItem,
 };
 
-/// Bytes of a page when the client names none.
-const PAGE_BYTES_DEFAULT: usize = 512 << 10;
+/// Bytes of a page when the client names none: with the heads of its runs it still fits one frame.
+const PAGE_BYTES_DEFAULT: usize = PAGE_BYTES_MAX / 16 * 15;
 /// Bytes of the smallest page that a client may ask for.
 const PAGE_BYTES_MIN: usize = 4 << 10;
 /// Bytes of a page before its runs.
@@ -129,7 +129,7 @@ impl Answer {
     async fn send(&self, encode: impl FnOnce(&mut BytesMut)) {
         let mut out = BytesMut::new();
         encode(&mut out);
-        self.outbox.push(out.freeze()).await;
+        self.outbox.push(vec![out.freeze()]).await;
     }
 
     async fn read(&self, read: Read) -> Result<(), ApiError> {
@@ -248,18 +248,12 @@ impl Answer {
             let wanted = (PAGE_HEAD_BYTES + rest.bytes()).min(CREDIT_BYTES_MIN);
             let credit = self.credit.at_least(wanted).await;
             let budget = credit.min(FRAME_HEADER_BYTES + PAGE_BYTES_MAX);
-            let mut out = BytesMut::with_capacity(budget.min(PAGE_HEAD_BYTES + rest.bytes()));
-            let mut encoder = PageEncoder::begin(&mut out, self.id);
+            let mut frame = PagePieces::begin(self.id);
             let mut last = 0;
-            while let Some(run) = rest.take(budget, out.len(), encoder.run_count() == 0) {
+            while let Some(run) = rest.take(budget, frame.frame_bytes(), frame.run_count() == 0) {
                 let count = run.event_count;
-                encoder.push_run(
-                    &mut out,
-                    run.first_sequence,
-                    run.timestamp_ns,
-                    count,
-                    &run.body,
-                );
+                let (first, time) = (run.first_sequence, run.timestamp_ns);
+                frame.push_run(first, time, count, &run.body, page.is_dense);
                 last = if backward {
                     run.first_sequence
                 } else {
@@ -274,9 +268,8 @@ impl Answer {
                     head_sequence,
                 }
             };
-            let bytes = encoder.finish(&mut out, position);
-            self.credit.spend(bytes);
-            self.outbox.push(out.freeze()).await;
+            self.credit.spend(frame.frame_bytes());
+            self.outbox.push(frame.finish(position)).await;
         }
     }
 }
