@@ -3,7 +3,8 @@
 //! A connection is one task that reads and one that writes, with an [`Outbox`] between them and the
 //! engine. Appends go to the engine as their frames are read, and are answered by the engine's
 //! thread putting the result into the outbox, which wakes the writing task at most once for all that
-//! has gathered; the answer to a lone append it writes to an idle plain socket itself. Reads and subscriptions are tasks of their own that send what their credit allows.
+//! has gathered; the answer to a lone append it writes to an idle plain socket itself. Reads and
+//! subscriptions are tasks of their own that send what their credit allows.
 
 mod outbox;
 mod requests;
