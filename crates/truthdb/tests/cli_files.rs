@@ -615,6 +615,7 @@ fn a_torn_tail_is_no_damage_and_every_kind_of_file_is_explained() {
     assert_eq!(
         kinds,
         [
+            "event ids that a writer remembered at a clean stop",
             "format versions and limits of a database",
             "heads of streams",
             "index of a sealed segment",
