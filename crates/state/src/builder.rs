@@ -120,7 +120,7 @@ impl TablesBuilder {
 
 /// Makes a tree of rows that come in ascending order, leaf by leaf.
 #[derive(Debug, Default)]
-struct TreeBuilder {
+pub(crate) struct TreeBuilder {
     /// Finished nodes, each with the lowest key that belongs to it.
     leaves: Vec<Sibling>,
     /// The leaf being filled, and the lowest key that belongs to it.
@@ -138,7 +138,7 @@ impl TreeBuilder {
     }
 
     /// Adds a row whose key is above all others.
-    fn push(&mut self, key: &[u8], value: &[u8]) {
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) {
         let row = key.len() + value.len() + SLOT_BYTES;
         if self.leaf.len() > 0 && self.leaf.used() + row > LEAF_BYTES_BUILT {
             let last = self.leaf.key(self.leaf.len() - 1);
@@ -159,7 +159,7 @@ impl TreeBuilder {
     }
 
     /// The tree.
-    fn finish(mut self) -> Tree {
+    pub(crate) fn finish(mut self) -> Tree {
         if self.leaf.len() > 0 {
             self.finish_leaf();
         }

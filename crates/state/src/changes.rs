@@ -63,6 +63,22 @@ impl Changes {
         ChangesIter { rest: &self.bytes }
     }
 
+    /// The changes in order, each with its offset for [`Changes::at`].
+    pub(crate) fn iter_offsets(&self) -> impl Iterator<Item = (u32, Change<'_>)> {
+        let mut changes = self.iter();
+        std::iter::from_fn(move || {
+            let offset = small(self.bytes.len() - changes.rest.len());
+            changes.next().map(|change| (offset, change))
+        })
+    }
+
+    /// The change at an offset that [`Changes::iter_offsets`] gave.
+    pub(crate) fn at(&self, offset: u32) -> Change<'_> {
+        let rest = &self.bytes[to_usize(offset.into())..];
+        let (change, _) = parse(rest).expect("changes were checked when they were made");
+        change
+    }
+
     /// The bytes that [`Changes::decode`] reads.
     pub fn encoded(&self) -> &[u8] {
         &self.bytes

@@ -6,7 +6,11 @@
 use std::cmp::Ordering;
 use std::convert::Infallible;
 
+use crate::builder::TreeBuilder;
+use crate::changes::{Change, Changes};
 use crate::cursor::{Cursor, Sink};
+use crate::limits::{small, to_usize};
+use crate::packed::head;
 use crate::tree::Tree;
 
 /// The first byte of a value in an overlay.
@@ -28,10 +32,93 @@ pub(crate) fn overlay_write(
     value: Option<&[u8]>,
     tagged: &mut Vec<u8>,
 ) {
+    overlay.set(key, tag(value, tagged), &mut |_| {});
+}
+
+fn tag<'t>(value: Option<&[u8]>, tagged: &'t mut Vec<u8>) -> &'t [u8] {
     tagged.clear();
     tagged.push(value.map_or(DELETED, |_| WRITTEN));
     tagged.extend_from_slice(value.unwrap_or_default());
-    overlay.set(key, tagged, &mut |_| {});
+    tagged
+}
+
+/// Changes of many batches, to be laid over rows at once: sorted first, they cost a fraction of what
+/// they would one by one.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    batches: Vec<Changes>,
+    rows: Vec<GatheredRow>,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct GatheredRow {
+    table: u32,
+    /// The beginning of the key.
+    head: u64,
+    /// Which batch: the later one counts.
+    batch: u32,
+    offset: u32,
+}
+
+impl Gathered {
+    /// Adds those changes of a batch that `wanted` says.
+    pub(crate) fn add(&mut self, changes: Changes, wanted: impl Fn(&Change<'_>) -> bool) {
+        let batch = small(self.batches.len());
+        let before = self.rows.len();
+        let wanted = changes.iter_offsets().filter(|(_, change)| wanted(change));
+        self.rows.extend(wanted.map(|(offset, change)| GatheredRow {
+            table: change.table,
+            head: head(change.key),
+            batch,
+            offset,
+        }));
+        if self.rows.len() > before {
+            self.bytes += changes.encoded().len();
+            self.batches.push(changes);
+        }
+    }
+
+    /// Bytes of the batches that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lays everything over the rows below `overlays`, one for each table, and is empty again.
+    ///
+    /// # Panics
+    /// If a change is of a table without overlay.
+    pub(crate) fn fold_into(&mut self, overlays: &mut [Tree]) {
+        let batches = std::mem::take(&mut self.batches);
+        let mut rows = std::mem::take(&mut self.rows);
+        self.bytes = 0;
+        let change = |row: &GatheredRow| batches[to_usize(row.batch.into())].at(row.offset);
+        rows.sort_unstable_by(|a, b| {
+            (a.table, a.head)
+                .cmp(&(b.table, b.head))
+                .then_with(|| change(a).key.cmp(change(b).key))
+                .then_with(|| a.batch.cmp(&b.batch))
+        });
+        let mut tagged = Vec::new();
+        for rows in rows.chunk_by(|a, b| a.table == b.table) {
+            let overlay = &mut overlays[to_usize(rows[0].table.into())];
+            let mut built = (overlay.rows() == 0).then(TreeBuilder::default);
+            let mut rows = rows.iter().peekable();
+            while let Some(row) = rows.next() {
+                let Change { key, value, .. } = change(row);
+                if rows.peek().is_some_and(|next| change(next).key == key) {
+                    continue;
+                }
+                match &mut built {
+                    Some(built) => built.push(key, tag(value, &mut tagged)),
+                    None => overlay_write(overlay, key, value, &mut tagged),
+                }
+            }
+            if let Some(built) = built {
+                *overlay = built.finish();
+            }
+        }
+    }
 }
 
 /// Rows in order, one at a time.

@@ -67,7 +67,8 @@ fn lengths(key: usize, value: usize) -> u32 {
     small(key) << VALUE_BITS | small(value)
 }
 
-fn head(rest: &[u8]) -> u64 {
+/// The first eight bytes as a big-endian number, zeros beyond the end: in the order of the bytes.
+pub(crate) fn head(rest: &[u8]) -> u64 {
     let first = rest.first_chunk::<8>().copied().unwrap_or_else(|| {
         let mut bytes = [0; 8];
         bytes[..rest.len()].copy_from_slice(rest);

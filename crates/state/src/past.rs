@@ -12,8 +12,8 @@ use crate::cursor::Sink;
 use crate::delta::{DeltaError, DeltaReader};
 use crate::delta_record::DeltaRecord;
 use crate::fingerprint::Fingerprint;
-use crate::limits::{small, to_usize};
-use crate::overlay::{Rows, overlay_write, scan_merged, written};
+use crate::limits::small;
+use crate::overlay::{Gathered, Rows, scan_merged, written};
 use crate::snapshot::SnapshotState;
 use crate::store::{Snapshot, SnapshotError};
 use crate::tables::TableError;
@@ -21,6 +21,8 @@ use crate::tree::Tree;
 
 /// Chunks that a view keeps in memory, those used last: a few MiB.
 const CHUNKS_KEPT: usize = 32;
+/// Bytes of changes that are gathered before they are laid over the snapshot.
+const GATHERED_BYTES_MAX: usize = 64 << 20;
 
 /// The state of one module in one partition at a sequence of the past. Readable by several threads.
 pub struct PastView {
@@ -29,7 +31,6 @@ pub struct PastView {
     sequence: u64,
     fingerprint: Fingerprint,
     overlay: Vec<Tree>,
-    tagged: Vec<u8>,
     /// The only rows that may be asked for, if not all.
     range: Option<PastRange>,
     /// Chunks by their index in the entry, the one used last at the end.
@@ -95,7 +96,6 @@ impl PastView {
             overlay: saved.state.tables.iter().map(|_| Tree::default()).collect(),
             snapshot,
             entry,
-            tagged: Vec::new(),
             range: None,
             kept: Mutex::default(),
         }
@@ -138,21 +138,36 @@ impl PastView {
     /// # Errors
     /// [`PastError`]; the view must not be used then.
     pub fn advance(&mut self, deltas: &mut DeltaReader, through: u64) -> Result<bool, PastError> {
-        while self.sequence < through {
-            match deltas.next_record()? {
-                Some(record) if record.last_sequence > through => return Ok(true),
-                Some(record) => self.apply(&record)?,
-                None => return Ok(false),
+        let mut gathered = Gathered::default();
+        let is_certain = loop {
+            if self.sequence >= through {
+                break true;
             }
-        }
-        Ok(true)
+            match deltas.next_record()? {
+                Some(record) if record.last_sequence > through => break true,
+                Some(record) => self.gather(record, &mut gathered)?,
+                None => break false,
+            }
+            if gathered.bytes() >= GATHERED_BYTES_MAX {
+                gathered.fold_into(&mut self.overlay);
+            }
+        };
+        gathered.fold_into(&mut self.overlay);
+        Ok(is_certain)
     }
 
     /// Applies one record, which must lead on from this state.
     ///
     /// # Errors
     /// [`PastError::Gap`] or [`PastError::Table`]; nothing was applied then.
-    pub fn apply(&mut self, record: &DeltaRecord) -> Result<(), PastError> {
+    pub fn apply(&mut self, record: DeltaRecord) -> Result<(), PastError> {
+        let mut gathered = Gathered::default();
+        self.gather(record, &mut gathered)?;
+        gathered.fold_into(&mut self.overlay);
+        Ok(())
+    }
+
+    fn gather(&mut self, record: DeltaRecord, gathered: &mut Gathered) -> Result<(), PastError> {
         let follows = record.first_sequence <= self.sequence + 1;
         if !follows || record.last_sequence <= self.sequence {
             return Err(PastError::Gap {
@@ -167,21 +182,12 @@ impl PastView {
         {
             return Err(TableError::UnknownTable { table, table_count }.into());
         }
-        for change in &record.changes {
-            let range = self.range.as_ref();
-            if !range.is_none_or(|range| range.holds(change.table, change.key)) {
-                continue;
-            }
-            let at = to_usize(change.table.into());
-            overlay_write(
-                &mut self.overlay[at],
-                change.key,
-                change.value,
-                &mut self.tagged,
-            );
-        }
         self.sequence = record.last_sequence;
         self.fingerprint = record.fingerprint_after;
+        gathered.add(record.changes, |change| {
+            let range = self.range.as_ref();
+            range.is_none_or(|range| range.holds(change.table, change.key))
+        });
         Ok(())
     }
 
