@@ -2,8 +2,9 @@
 //! that lead from it to a later sequence.
 //!
 //! What a question costs is the chunks that it touches; making the view costs the deltas, and less of
-//! them if it is only for one range of keys. Nothing of the snapshot is read beforehand. Every chunk is checked against its hash; the fingerprint is the
-//! one that the last delta says, or the snapshot: it cannot be recomputed without reading all rows.
+//! them if it is only for one range of keys. Nothing of the snapshot is read beforehand. Every chunk is
+//! checked against its hash; the fingerprint is the one that the last delta says, or the snapshot: it
+//! cannot be recomputed without reading all rows.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
