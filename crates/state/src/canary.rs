@@ -9,7 +9,8 @@
 pub enum Canary {
     /// A snapshot is named, and says that it is, one sequence later than its state.
     SnapshotOffByOne = 1,
-    /// One record of the delta log in eight is not written; the next one covers its sequences.
+    /// Records of the delta log whose last sequence is a multiple of eight are not written; the next
+    /// one covers their sequences.
     LostDelta,
 }
 

@@ -49,7 +49,7 @@ pub use delta::*;
 pub use delta_record::*;
 pub use fingerprint::*;
 pub use layout::{StateFormatError, StatePlace};
-pub use limits::{KEY_BYTES_MAX, NAME_BYTES_MAX, TABLES_MAX, VALUE_BYTES_MAX, is_name};
+pub use limits::{KEY_BYTES_MAX, NAME_BYTES_MAX, TABLES_MAX, VALUE_BYTES_MAX};
 pub use past::*;
 pub use prune::*;
 pub use snapshot::*;

@@ -24,11 +24,3 @@ pub(crate) fn to_u64(bytes: usize) -> u64 {
 pub(crate) fn to_usize(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
-
-/// Whether a name is one that modules and tables may have: 1 to [`NAME_BYTES_MAX`] bytes of
-/// `a-z`, `0-9`, `-` and, inside of a table's name, `_`.
-pub fn is_name(name: &str) -> bool {
-    let good =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name.bytes().all(good)
-}

@@ -15,8 +15,8 @@ pub struct PrunePolicy {
 }
 
 impl Default for PrunePolicy {
-    /// The newest 4, and 16 for each doubling of the age: between a past sequence and the snapshot
-    /// before it lies about a tenth of its age at most.
+    /// The newest 4, and 16 for each doubling of the age: from a past sequence back to the nearest
+    /// snapshot it is an eighth of its age at most, and twice the interval in which they were taken.
     fn default() -> PrunePolicy {
         PrunePolicy {
             keep_last: 4,

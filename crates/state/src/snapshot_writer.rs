@@ -145,7 +145,10 @@ impl SnapshotStore {
     fn present_chunks(&self) -> Result<BTreeSet<ChunkHash>, SnapshotError> {
         let mut referred = None;
         for sequence in self.sequences().into_iter().rev() {
-            let known = self.shared.published()[&sequence].chunks.clone();
+            let known = {
+                let published = self.shared.published();
+                published.get(&sequence).and_then(|p| p.chunks.clone())
+            };
             if known.is_some() {
                 referred = known;
                 break;

@@ -102,6 +102,23 @@ fn past(history: &History, at: u64) -> PastView {
     past
 }
 
+/// Readers go to other threads, and so may whoever writes snapshots and deltas.
+#[test]
+fn threads_may_share_what_is_read_and_take_what_is_written() {
+    const fn shared<T: Send + Sync>() {}
+    const fn moved<T: Send>() {}
+    const {
+        shared::<View>();
+        shared::<PastView>();
+        shared::<SnapshotReader>();
+        shared::<DeltaLog>();
+        moved::<Tables>();
+        moved::<SnapshotStore>();
+        moved::<DeltaWriter>();
+        moved::<DeltaReader>();
+    }
+}
+
 type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 
 #[test]
