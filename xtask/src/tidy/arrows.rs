@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -14,6 +14,15 @@ const ARROWS: [(&str, &[&str]); 11] = [
         "truthdb-engine",
         &["truthdb-event", "truthdb-io", "truthdb-log"],
     ),
+    ("truthdb-sdk", &[]),
+    ("truthdb-example-balance", &["truthdb-sdk"]),
+    ("truthdb-example-covered", &["truthdb-sdk"]),
+    ("truthdb-example-hostile", &["truthdb-sdk"]),
+    ("truthdb-example-richest", &["truthdb-sdk"]),
+    ("truthdb-example-tally", &["truthdb-sdk"]),
+    ("truthdb-example-worldly", &["truthdb-sdk"]),
+    ("truthdb-guests", &[]),
+    ("truthdb-module", &["truthdb-guests"]),
     ("truthdb-api", &["truthdb-event"]),
     ("truthdb-client", &["truthdb-api", "truthdb-event"]),
     (
@@ -51,7 +60,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
 ];
 
 /// Foreign crates that would open a second door to network, clock or randomness, and who may hold them.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     (
         "tokio",
         &[
@@ -65,6 +74,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("axum", &["truthdb"]),
     ("hyper", &["truthdb"]),
     ("rustls", &["truthdb-client", "truthdb"]),
+    ("wasmtime", &["truthdb-module"]),
     ("io-uring", &["truthdb-io"]),
     ("rustix", &["truthdb-io", "truthdb", "truthdb-sim"]),
     (
