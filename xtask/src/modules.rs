@@ -29,6 +29,23 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(count.failed == 0)
 }
 
+/// The SDK and the example modules as guests see them: a part of the SDK exists for guests only.
+pub(crate) fn clippy() -> Command {
+    let mut clippy = cargo();
+    clippy.args(["clippy", "--locked", "--keep-going"]);
+    clippy.args([
+        "--target",
+        "wasm32-unknown-unknown",
+        "--package",
+        "truthdb-sdk",
+    ]);
+    for module in ["balance", "covered", "hostile", "richest", "tally"] {
+        clippy.args(["--package", &format!("truthdb-example-{module}")]);
+    }
+    clippy.args(["--", "-D", "warnings"]);
+    clippy
+}
+
 /// Builds the module `balance` from C, JavaScript and Python, and compares what each does with the Rust one.
 pub(crate) fn languages() -> Result<Count> {
     let folder = target_dir().join("modules/languages");
@@ -148,12 +165,20 @@ fn from_javascript(python: &Path, folder: &Path) -> Result<PathBuf> {
 
 fn from_python(python: &Path, folder: &Path) -> Result<PathBuf> {
     let module = folder.join("balance-python.wasm");
+    // The compiler leaves compiled Python beside the source: it gets a copy.
+    let source = folder.join("python");
+    std::fs::create_dir_all(&source).with_context(|| format!("making {}", source.display()))?;
+    std::fs::copy(
+        sources("python").join("balance.py"),
+        source.join("balance.py"),
+    )
+    .context("copying the Python module")?;
     run(command(python.with_file_name("componentize-py"))
         .arg("--wit-path")
         .arg(contract())
         .args(["--world", "processor", "componentize", "--stub-wasi"])
-        .args(["--python-path"])
-        .arg(sources("python"))
+        .arg("--python-path")
+        .arg(&source)
         .arg("balance")
         .arg("--output")
         .arg(&module))?;

@@ -206,7 +206,7 @@ fn fmt() -> Result<Count> {
 }
 
 fn clippy() -> Result<Count> {
-    counted(cargo().args([
+    let workspace = counted(cargo().args([
         "clippy",
         "--workspace",
         "--all-targets",
@@ -215,7 +215,8 @@ fn clippy() -> Result<Count> {
         "--",
         "-D",
         "warnings",
-    ]))
+    ]))?;
+    Ok(workspace.plus(counted(&mut modules::clippy())?))
 }
 
 fn tests() -> Result<Count> {

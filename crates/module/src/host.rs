@@ -218,6 +218,16 @@ impl Host {
         crate::adapt::adapt(wasm)
     }
 
+    /// The imports of a component, after a look that compiles and runs nothing: quick, and it finds most
+    /// of what [`Host::inspect`] would refuse.
+    ///
+    /// # Errors
+    ///
+    /// The import or the limit that stands against it, by name.
+    pub fn look(&self, wasm: &[u8], limits: &Limits) -> Result<Vec<String>, RefusedModule> {
+        scan::scan(wasm, limits).map(|scan| scan.imports)
+    }
+
     /// What a component is, whatever profile and limits it will get. Compiles it, and runs its
     /// `describe` under the default limits.
     ///
@@ -355,12 +365,12 @@ fn operator_cost() -> OperatorCost {
 fn engine_config(instances_max: u32, has_deadlines: bool) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances_max)
-        .total_core_instances(instances_max.saturating_mul(4))
+        .total_core_instances(instances_max.saturating_mul(8))
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
         .max_memories_per_component(MEMORIES_MAX)
         .max_tables_per_component(REFERENCE_TABLES_MAX)
         .total_memories(instances_max)
-        .total_tables(instances_max.saturating_mul(2))
+        .total_tables(instances_max.saturating_mul(4))
         .table_elements(TABLE_ELEMENTS_MAX as usize)
         .max_memory_size(usize::try_from(MEMORY_BYTES_MAX).unwrap_or(usize::MAX));
     let mut config = Config::new();

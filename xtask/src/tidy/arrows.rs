@@ -54,6 +54,8 @@ const ARROWS: [(&str, &[&str]); 20] = [
             "truthdb-log",
             "truthdb-engine",
             "truthdb-api",
+            "truthdb-guests",
+            "truthdb-module",
         ],
     ),
     ("xtask", &[]),

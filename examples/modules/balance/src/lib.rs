@@ -124,7 +124,7 @@ mod tests {
         let totals = outcome.get(&Balance::tables().totals, &()).unwrap();
         assert_eq!(totals.accounts, 4);
         assert_eq!(outcome.len(), 5);
-        assert!(outcome.emits.iter().any(|emitted| emitted.source == 0));
+        assert_eq!(outcome.emits[0].source, 3);
         let text = String::from_utf8(outcome.emits[0].payload.clone()).unwrap();
         assert!(text.starts_with("account-"), "{text}");
     }
