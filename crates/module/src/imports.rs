@@ -12,8 +12,8 @@ use crate::instance::{Emit, LogLevel, LogLine};
 use crate::wasi::Wasi;
 use crate::{
     EMIT_NAME_BYTES_MAX, EMIT_PAYLOAD_BYTES_MAX, HOST_BYTE_FUEL, HOST_CALL_FUEL, HOST_ROW_FUEL,
-    Halt, KEY_BYTES_MAX, KeyRange, Limits, MEMORIES_MAX, Page, REFERENCE_TABLES_MAX, StateFault,
-    StateRead, StateWrite, VALUE_BYTES_MAX,
+    Halt, KEY_BYTES_MAX, KeyRange, Limits, MEMORIES_MAX, Page, REFERENCE_TABLES_MAX, StateRead,
+    StateWrite, VALUE_BYTES_MAX,
 };
 
 /// The tables that a call may reach.
@@ -44,9 +44,10 @@ impl Slot {
 
 /// Reads and writes belong into `process`, `validate`, `migrate` and `run`.
 fn no_state() -> Halt {
-    Halt::State(StateFault {
-        reason: "this call has no tables (only process, validate, migrate and run have)".to_owned(),
-    })
+    Halt::BadAnswer {
+        call: "get",
+        reason: "tables are there in process, validate, migrate and run only".to_owned(),
+    }
 }
 
 /// What a store holds: the tables and limits of the call, and what the call has produced.

@@ -131,7 +131,7 @@ impl<'a> Event<'a> {
     ///
     /// What the type says, with the sequence of the event.
     pub fn decode<P: Payload>(&self) -> Result<P, Fault> {
-        P::decode(self.payload()).map_err(|fault| {
+        P::from_payload(self.payload()).map_err(|fault| {
             Fault::new(format!(
                 "event {} ({} in {}): {}",
                 self.sequence(),
@@ -161,26 +161,26 @@ pub trait Payload: Sized {
     /// # Errors
     ///
     /// What is wrong with it, for operators.
-    fn decode(bytes: &[u8]) -> Result<Self, Fault>;
+    fn from_payload(bytes: &[u8]) -> Result<Self, Fault>;
 }
 
 /// No payload is looked at.
 impl Payload for () {
-    fn decode(_: &[u8]) -> Result<Self, Fault> {
+    fn from_payload(_: &[u8]) -> Result<Self, Fault> {
         Ok(())
     }
 }
 
 /// The bytes as they are.
 impl Payload for Vec<u8> {
-    fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+    fn from_payload(bytes: &[u8]) -> Result<Self, Fault> {
         Ok(bytes.to_vec())
     }
 }
 
 /// UTF-8 text.
 impl Payload for String {
-    fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+    fn from_payload(bytes: &[u8]) -> Result<Self, Fault> {
         std::str::from_utf8(bytes)
             .map(str::to_owned)
             .map_err(|_| Fault::new("the payload is not UTF-8"))

@@ -15,22 +15,22 @@
 /// A type that can be a key. Implementations must keep order: `a < b` exactly if their bytes are.
 pub trait Key: Sized {
     /// Appends the bytes.
-    fn encode(&self, out: &mut Vec<u8>);
+    fn encode_key(&self, out: &mut Vec<u8>);
 
     /// Takes a value off the front of `bytes`; `None` if there is none.
-    fn decode(bytes: &mut &[u8]) -> Option<Self>;
+    fn decode_key(bytes: &mut &[u8]) -> Option<Self>;
 }
 
 macro_rules! unsigned {
     ($($type:ty),*) => {$(
         impl Key for $type {
             #[expect(clippy::big_endian_bytes, reason = "big-endian bytes sort as numbers do")]
-            fn encode(&self, out: &mut Vec<u8>) {
+            fn encode_key(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_be_bytes());
             }
 
             #[expect(clippy::big_endian_bytes, reason = "big-endian bytes sort as numbers do")]
-            fn decode(bytes: &mut &[u8]) -> Option<Self> {
+            fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
                 let (first, rest) = bytes.split_first_chunk()?;
                 *bytes = rest;
                 Some(<$type>::from_be_bytes(*first))
@@ -44,12 +44,12 @@ unsigned!(u8, u16, u32, u64, u128);
 macro_rules! signed {
     ($($type:ty as $unsigned:ty),*) => {$(
         impl Key for $type {
-            fn encode(&self, out: &mut Vec<u8>) {
-                (self.cast_unsigned() ^ (1 << (<$unsigned>::BITS - 1))).encode(out);
+            fn encode_key(&self, out: &mut Vec<u8>) {
+                (self.cast_unsigned() ^ (1 << (<$unsigned>::BITS - 1))).encode_key(out);
             }
 
-            fn decode(bytes: &mut &[u8]) -> Option<Self> {
-                let flipped = <$unsigned as Key>::decode(bytes)?;
+            fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
+                let flipped = <$unsigned as Key>::decode_key(bytes)?;
                 Some((flipped ^ (1 << (<$unsigned>::BITS - 1))).cast_signed())
             }
         }
@@ -59,12 +59,12 @@ macro_rules! signed {
 signed!(i8 as u8, i16 as u16, i32 as u32, i64 as u64, i128 as u128);
 
 impl Key for bool {
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode_key(&self, out: &mut Vec<u8>) {
         out.push(u8::from(*self));
     }
 
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
-        match <u8 as Key>::decode(bytes)? {
+    fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
+        match <u8 as Key>::decode_key(bytes)? {
             0 => Some(false),
             1 => Some(true),
             _ => None,
@@ -73,19 +73,19 @@ impl Key for bool {
 }
 
 impl Key for () {
-    fn encode(&self, _: &mut Vec<u8>) {}
+    fn encode_key(&self, _: &mut Vec<u8>) {}
 
-    fn decode(_: &mut &[u8]) -> Option<Self> {
+    fn decode_key(_: &mut &[u8]) -> Option<Self> {
         Some(())
     }
 }
 
 impl<const N: usize> Key for [u8; N] {
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode_key(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self);
     }
 
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
         let (first, rest) = bytes.split_first_chunk()?;
         *bytes = rest;
         Some(*first)
@@ -93,21 +93,21 @@ impl<const N: usize> Key for [u8; N] {
 }
 
 impl Key for Vec<u8> {
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode_key(&self, out: &mut Vec<u8>) {
         escape(self, out);
     }
 
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
         unescape(bytes)
     }
 }
 
 impl Key for String {
-    fn encode(&self, out: &mut Vec<u8>) {
+    fn encode_key(&self, out: &mut Vec<u8>) {
         escape(self.as_bytes(), out);
     }
 
-    fn decode(bytes: &mut &[u8]) -> Option<Self> {
+    fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
         Self::from_utf8(unescape(bytes)?).ok()
     }
 }
@@ -147,12 +147,12 @@ fn unescape(bytes: &mut &[u8]) -> Option<Vec<u8>> {
 macro_rules! tuples {
     ($(($($part:ident $index:tt),+))*) => {$(
         impl<$($part: Key),+> Key for ($($part,)+) {
-            fn encode(&self, out: &mut Vec<u8>) {
-                $(self.$index.encode(out);)+
+            fn encode_key(&self, out: &mut Vec<u8>) {
+                $(self.$index.encode_key(out);)+
             }
 
-            fn decode(bytes: &mut &[u8]) -> Option<Self> {
-                Some(($($part::decode(bytes)?,)+))
+            fn decode_key(bytes: &mut &[u8]) -> Option<Self> {
+                Some(($($part::decode_key(bytes)?,)+))
             }
         }
     )*};
@@ -168,7 +168,7 @@ tuples! {
 /// The bytes of a key.
 pub(crate) fn encoded<K: Key>(key: &K) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);
-    key.encode(&mut bytes);
+    key.encode_key(&mut bytes);
     bytes
 }
 
@@ -181,11 +181,11 @@ mod tests {
     fn read_back<K: Key + PartialEq + std::fmt::Debug>(key: &K) {
         let bytes = encoded(key);
         let mut rest = &bytes[..];
-        assert_eq!(K::decode(&mut rest).as_ref(), Some(key));
+        assert_eq!(K::decode_key(&mut rest).as_ref(), Some(key));
         assert!(rest.is_empty());
         for cut in 0..bytes.len() {
             let mut rest = &bytes[..cut];
-            assert_eq!(K::decode(&mut rest), None, "cut at {cut}");
+            assert_eq!(K::decode_key(&mut rest), None, "cut at {cut}");
         }
     }
 
@@ -209,8 +209,8 @@ mod tests {
 
         #[test]
         fn other_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = <(String, i16, bool)>::decode(&mut &bytes[..]);
-            let _ = <(Vec<u8>, u64)>::decode(&mut &bytes[..]);
+            let _ = <(String, i16, bool)>::decode_key(&mut &bytes[..]);
+            let _ = <(Vec<u8>, u64)>::decode_key(&mut &bytes[..]);
         }
     }
 

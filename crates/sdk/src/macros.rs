@@ -231,7 +231,6 @@ macro_rules! validator {
 ///     page.push(b"sum", &sum.to_le_bytes());
 ///     Ok(page)
 /// }
-/// # use truthdb_sdk::prelude::Value as _;
 /// ```
 #[macro_export]
 macro_rules! query {

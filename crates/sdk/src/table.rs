@@ -122,7 +122,7 @@ impl<K: Key, V: Value> Table<K, V> {
     }
 
     fn key(&self, mut bytes: &[u8]) -> K {
-        match K::decode(&mut bytes) {
+        match K::decode_key(&mut bytes) {
             Some(key) if bytes.is_empty() => key,
             _ => panic!(
                 "a key of table {} is not of the declared type: give the table a new version and \

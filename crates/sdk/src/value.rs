@@ -212,7 +212,7 @@ impl<T: serde::Serialize + serde::de::DeserializeOwned> Value for Json<T> {
 
 #[cfg(feature = "json")]
 impl<T: serde::de::DeserializeOwned> crate::Payload for Json<T> {
-    fn decode(bytes: &[u8]) -> Result<Self, crate::Fault> {
+    fn from_payload(bytes: &[u8]) -> Result<Self, crate::Fault> {
         serde_json::from_slice(bytes)
             .map(Self)
             .map_err(|error| crate::Fault::new(format!("the payload is not as expected: {error}")))

@@ -157,7 +157,7 @@ mod top {
 
     fn run(tables: &Tables, _: Moment, _: &[u8], resume: &[u8]) -> Result<Answer, Fault> {
         let mut resume = resume;
-        let rows = match <(u32, String) as Key>::decode(&mut resume) {
+        let rows = match <(u32, String)>::decode_key(&mut resume) {
             Some(last) => tables.by_movements.range(..last),
             None => tables.by_movements.rows(),
         };
@@ -165,7 +165,7 @@ mod top {
         for (key, ()) in rows.reverse().limit(2) {
             answer.rows.push(key.1.as_bytes(), &key.0.to_le_bytes());
             answer.resume.clear();
-            Key::encode(&key, &mut answer.resume);
+            key.encode_key(&mut answer.resume);
         }
         answer.rows.more = answer.rows.rows().count() == 2;
         Ok(answer)

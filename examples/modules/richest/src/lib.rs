@@ -58,7 +58,7 @@ fn merge(arguments: &[u8], parts: Vec<Page>) -> Result<Page, Fault> {
     let mut all = Vec::new();
     for (name, mut balance) in parts.iter().flat_map(Page::rows) {
         let name = String::from_utf8_lossy(name).into_owned();
-        all.push((name, <i64 as Value>::decode(&mut balance).unwrap_or(0)));
+        all.push((name, i64::decode(&mut balance).unwrap_or(0)));
     }
     best(&mut all, count);
     Ok(page(&all))
