@@ -29,7 +29,7 @@ const ENGINE_VERSION: &str = "wasmtime 48.0.8";
 /// Components kept compiled in memory, so that inspecting and compiling one is one compilation.
 const RECENT_COMPONENTS: usize = 8;
 /// Core instances of one component: shims and adapters are some.
-const CORE_INSTANCES_PER_COMPONENT: u32 = 24;
+const CORE_INSTANCES_PER_COMPONENT: u32 = 100;
 
 /// Which part of WASI a module is given. Recorded at its activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -365,12 +365,12 @@ fn operator_cost() -> OperatorCost {
 fn engine_config(instances_max: u32, has_deadlines: bool) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances_max)
-        .total_core_instances(instances_max.saturating_mul(8))
+        .total_core_instances(instances_max.saturating_mul(CORE_INSTANCES_PER_COMPONENT))
         .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT)
         .max_memories_per_component(MEMORIES_MAX)
         .max_tables_per_component(REFERENCE_TABLES_MAX)
         .total_memories(instances_max)
-        .total_tables(instances_max.saturating_mul(4))
+        .total_tables(instances_max.saturating_mul(REFERENCE_TABLES_MAX))
         .table_elements(TABLE_ELEMENTS_MAX as usize)
         .max_memory_size(usize::try_from(MEMORY_BYTES_MAX).unwrap_or(usize::MAX));
     let mut config = Config::new();

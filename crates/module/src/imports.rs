@@ -170,8 +170,8 @@ impl ResourceLimiter for Ctx {
     }
 
     fn instances(&self) -> usize {
-        // Shims, adapters and the main module each are one.
-        64
+        // Shims, adapters, libraries and the main module each are one.
+        200
     }
 
     fn tables(&self) -> usize {

@@ -20,8 +20,9 @@ pub const FUNCTION_LOCALS_MAX: u64 = 10_000;
 pub const FUNCTIONS_MAX: u64 = 100_000;
 /// Bytes of code of all core modules of a component.
 pub const CODE_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// Most core modules of a component. Adapters and shims are core modules of their own.
-pub const CORE_MODULES_MAX: u64 = 16;
+/// Most core modules of a component. Adapters and shims are core modules of their own, and Python's libraries
+/// (a component from Python has 17 and more).
+pub const CORE_MODULES_MAX: u64 = 100;
 /// Most imports and exports of a component.
 pub const COMPONENT_ITEMS_MAX: u64 = 500;
 
@@ -32,7 +33,7 @@ pub const MEMORIES_MAX: u32 = 4;
 /// Most elements that [`Limits::table_elements`] may grant.
 pub const TABLE_ELEMENTS_MAX: u32 = 100_000;
 /// Most tables of references of an instance (not tables of rows).
-pub const REFERENCE_TABLES_MAX: u32 = 8;
+pub const REFERENCE_TABLES_MAX: u32 = 16;
 
 /// Longest key, in bytes. The shortest is 0.
 pub const KEY_BYTES_MAX: usize = 1024;

@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(refused("(memory 32768)"), "memory_bytes");
         assert_eq!(refused("(table 1000000 funcref)"), "table_elements");
         assert_eq!(
-            refused(&"(table 0 funcref)".repeat(9)),
+            refused(&"(table 0 funcref)".repeat(17)),
             "REFERENCE_TABLES_MAX"
         );
         let locals = "i64 ".repeat(10_001);

@@ -175,13 +175,13 @@ fn each_limit_is_named() {
     let limits = Limits {
         memory_bytes: 32 * 1024 * 1024,
         emits_per_call: 10,
-        emit_bytes_per_call: 100,
+        emit_bytes_per_call: 1000,
         ..Limits::default()
     };
     let module = hostile(&host, &limits);
     let memory = ("memory_bytes", limits.memory_bytes);
     assert_eq!(limit_of(told(&module, "eat", "").1), memory);
-    let two_gib = (2u64 << 30).to_string();
+    let two_gib = (i32::MAX - 16).to_string();
     assert_eq!(limit_of(told(&module, "grab", &two_gib).1), memory);
     assert_eq!(
         limit_of(told(&module, "long-key", "2000").1),

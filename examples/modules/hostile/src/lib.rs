@@ -86,6 +86,7 @@ fn recurse(depth: u64, padding: [u64; 16]) -> u64 {
         return padding[3];
     }
     let mut padding = std::hint::black_box(padding);
-    padding[(depth % 16) as usize] += depth;
-    recurse(depth - 1, padding) + padding[7]
+    let at = (depth % 16) as usize;
+    padding[at] = padding[at].wrapping_add(depth);
+    recurse(depth - 1, padding).wrapping_add(padding[7])
 }
