@@ -114,34 +114,30 @@ impl Key for String {
 
 fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     out.reserve(bytes.len() + 2);
-    for &byte in bytes {
-        out.push(byte);
-        if byte == 0 {
-            out.push(255);
+    // Most texts hold no 0, and are copied as they are.
+    for (index, part) in bytes.split(|&byte| byte == 0).enumerate() {
+        if index > 0 {
+            out.extend_from_slice(&[0, 255]);
         }
+        out.extend_from_slice(part);
     }
     out.extend_from_slice(&[0, 0]);
 }
 
 fn unescape(bytes: &mut &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
+    let mut out = Vec::new();
     loop {
-        match (*bytes.get(at)?, bytes.get(at + 1)) {
-            (0, Some(0)) => break,
-            (0, Some(255)) => {
-                out.push(0);
-                at += 2;
-            }
-            (0, _) => return None,
-            (byte, _) => {
-                out.push(byte);
-                at += 1;
-            }
+        let zero = bytes.iter().position(|&byte| byte == 0)?;
+        let (part, rest) = bytes.split_at(zero);
+        out.extend_from_slice(part);
+        let mark = *rest.get(1)?;
+        *bytes = &rest[2..];
+        match mark {
+            0 => return Some(out),
+            255 => out.push(0),
+            _ => return None,
         }
     }
-    *bytes = &bytes[at + 2..];
-    Some(out)
 }
 
 macro_rules! tuples {

@@ -135,15 +135,33 @@ impl Page {
         }
     }
 
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.ends.len() / 2
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// The key and the value of the row at an index; `None` past the end.
+    pub fn row(&self, index: usize) -> Option<(&[u8], &[u8])> {
+        if index >= self.len() {
+            return None;
+        }
+        let begin = match index {
+            0 => 0,
+            _ => self.ends[2 * index - 1] as usize,
+        };
+        let (key_end, value_end) = (self.ends[2 * index], self.ends[2 * index + 1]);
+        let (key_end, value_end) = (key_end as usize, value_end as usize);
+        Some((&self.data[begin..key_end], &self.data[key_end..value_end]))
+    }
+
     /// The rows, in order.
     pub fn rows(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut begin = 0;
-        self.ends.chunks_exact(2).map(move |ends| {
-            let (key_end, value_end) = (ends[0] as usize, ends[1] as usize);
-            let row = (&self.data[begin..key_end], &self.data[key_end..value_end]);
-            begin = value_end;
-            row
-        })
+        (0..self.len()).map_while(|index| self.row(index))
     }
 }
 

@@ -1,11 +1,10 @@
 //! Tables with types.
 
-use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 
 use crate::key::encoded;
-use crate::{Key, Value, store};
+use crate::{Key, Page, Value, store};
 
 /// Rows that one call of the host brings at most.
 const SCAN_ROWS: u32 = 1000;
@@ -104,8 +103,11 @@ impl<K: Key, V: Value> Table<K, V> {
             start,
             end,
             reverse: false,
-            page: VecDeque::new(),
-            more: true,
+            page: Page {
+                more: true,
+                ..Page::default()
+            },
+            next: 0,
             left: usize::MAX,
         }
     }
@@ -168,8 +170,9 @@ pub struct Rows<K, V> {
     start: Vec<u8>,
     end: Option<Vec<u8>>,
     reverse: bool,
-    page: VecDeque<(Vec<u8>, Vec<u8>)>,
-    more: bool,
+    page: Page,
+    /// Index in the page of the next row.
+    next: usize,
     left: usize,
 }
 
@@ -197,16 +200,13 @@ impl<K: Key, V: Value> Rows<K, V> {
             limit,
             self.reverse,
         );
-        self.more = page.more;
-        self.page = page
-            .rows()
-            .map(|(key, value)| (key.to_vec(), value.to_vec()))
-            .collect();
-        match self.page.back() {
-            Some((last, _)) if self.reverse => self.end = Some(last.clone()),
-            Some((last, _)) => self.start = after(last.clone()),
-            None => self.more = false,
+        self.next = 0;
+        match page.row(page.len().wrapping_sub(1)) {
+            Some((last, _)) if self.reverse => self.end = Some(last.to_vec()),
+            Some((last, _)) => self.start = after(last.to_vec()),
+            None => {}
         }
+        self.page = page;
     }
 }
 
@@ -217,11 +217,12 @@ impl<K: Key, V: Value> Iterator for Rows<K, V> {
         if self.left == 0 {
             return None;
         }
-        if self.page.is_empty() && self.more {
+        if self.next == self.page.len() && self.page.more {
             self.fetch();
         }
-        let (key, value) = self.page.pop_front()?;
+        let (key, value) = self.page.row(self.next)?;
+        self.next += 1;
         self.left -= 1;
-        Some((self.table.key(&key), self.table.value(&value)))
+        Some((self.table.key(key), self.table.value(value)))
     }
 }
