@@ -167,7 +167,10 @@ macro_rules! processor {
 macro_rules! validator {
     (
         $(#[$meta:meta])* $vis:vis $module:ident = $name:literal;
-        tables { $($(#[$doc:meta])* $table:ident : Table<$key:ty, $value:ty> = $version:literal of $owner:literal),* $(,)? }
+        tables {
+            $($(#[$doc:meta])* $table:ident : Table<$key:ty, $value:ty> = $version:literal of $owner:literal),*
+            $(,)?
+        }
         $(on $stream:literal / $event_type:literal ($payload:ty) => $handler:path;)+
     ) => {
         $crate::__module!($(#[$meta])* $vis $module = $name, Validator;
@@ -236,7 +239,10 @@ macro_rules! validator {
 macro_rules! query {
     (
         $(#[$meta:meta])* $vis:vis $module:ident = $name:literal;
-        tables { $($(#[$doc:meta])* $table:ident : Table<$key:ty, $value:ty> = $version:literal of $owner:literal),* $(,)? }
+        tables {
+            $($(#[$doc:meta])* $table:ident : Table<$key:ty, $value:ty> = $version:literal of $owner:literal),*
+            $(,)?
+        }
         run => $run:path;
         merge => $merge:path;
     ) => {
