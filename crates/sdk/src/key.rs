@@ -24,7 +24,6 @@ pub trait Key: Sized {
 macro_rules! unsigned {
     ($($type:ty),*) => {$(
         impl Key for $type {
-            #[expect(clippy::big_endian_bytes, reason = "big-endian bytes sort as numbers do")]
             fn encode_key(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_be_bytes());
             }
