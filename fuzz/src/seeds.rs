@@ -24,6 +24,16 @@ fn encoded(event: EventBuilder<'_>) -> Vec<u8> {
     bytes
 }
 
+/// Components: a plain one, and one that traps.
+pub(crate) fn modules() -> Vec<Vec<u8>> {
+    ["", "(unreachable)"]
+        .map(|process| {
+            let text = truthdb_guests::raw_reducer(process, "");
+            wat::parse_str(text).expect("the seeds are valid")
+        })
+        .to_vec()
+}
+
 /// Frames of the native protocol, alone and in a row.
 pub(crate) fn frames() -> Vec<Vec<u8>> {
     let stream = native::Text::new("account-1").expect("a short name");

@@ -1,10 +1,13 @@
 //! The decoders, and what must hold for whatever they accept.
 
+use std::sync::LazyLock;
+
 use truthdb_event::{EventBuilder, EventRef, event_checksum};
 use truthdb_log::{
     BatchHeader, Footer, Manifest, PackedBlockHeader, Proof, Schema, SegmentHeader, SparseEntry,
     check_proof, decode_sparse_index, encode_sparse_index,
 };
+use truthdb_module::{Host, HostConfig, Limits, WasiProfile};
 
 use crate::{seeds, state};
 
@@ -56,7 +59,43 @@ pub const TARGETS: &[Target] = &[
         seeds: state::snapshots,
         run: state::snapshot,
     },
+    Target {
+        name: "module",
+        seeds: seeds::modules,
+        run: module,
+    },
 ];
+
+/// One input of so many is compiled too: most of the time goes there.
+const COMPILED_ONE_OF: u64 = 64;
+
+/// An uploaded module is looked at and, now and then, compiled and started; nothing gets out.
+fn module(input: &[u8]) {
+    static HOST: LazyLock<Host> = LazyLock::new(|| {
+        Host::new(HostConfig {
+            fold_instances_max: 1,
+            query_instances_max: 1,
+            ..HostConfig::default()
+        })
+        .expect("the engine starts")
+    });
+    let limits = Limits {
+        fuel_per_call: 1_000_000,
+        ..Limits::default()
+    };
+    let Ok(component) = HOST.adapt(input) else {
+        return;
+    };
+    let Ok(imports) = HOST.look(&component, &limits) else {
+        return;
+    };
+    if event_checksum(input).is_multiple_of(COMPILED_ONE_OF)
+        && let Ok(module) = HOST.compile(&component, &limits, WasiProfile::Deterministic)
+    {
+        assert_eq!(module.info().imports, imports);
+        assert!(module.info().manifest.check().is_ok());
+    }
+}
 
 /// An accepted event encodes to the bytes it was read from: there is one encoding for one event.
 fn event(input: &[u8]) {
