@@ -266,7 +266,7 @@ impl Catalogue {
                 (*generation, 1, Some(if ever { sequence } else { 0 }))
             }
             (true, _, Some(line)) => (line, from_here, Some(from_here)),
-            (true, _, None) => (*generation, sequence + 1, Some(sequence + 1)),
+            (true, _, None) => (*generation, sequence + 1, Some(sequence)),
         };
         // A generation that is rebuilt gives way to the next one that is activated.
         for older in &mut life.generations {
@@ -422,8 +422,8 @@ impl Life {
                 if self.generations[index].retired_at.is_some() {
                     return false;
                 }
-                self.retire_current(sequence);
-                self.generations[index].current_from = Some(sequence + 1);
+                self.retire_current(sequence.saturating_sub(1));
+                self.generations[index].current_from = Some(sequence);
                 self.halts.retain(|halt| halt.generation >= *generation);
             }
             Fact::Halted {

@@ -60,6 +60,8 @@ pub(crate) struct Fold {
     pub(crate) gate: GateLink,
     /// The lines have to be brought in line with the catalogue.
     pub(crate) changed: bool,
+    /// Retired lines that owe nothing, and up to where: this is on its way into the log.
+    completed: BTreeMap<(String, u32), u64>,
     read_retry_at: u64,
     /// Sequence of the last snapshot mark that this process asked for.
     mark_asked: u64,
@@ -91,6 +93,7 @@ impl Fold {
             lines: Vec::new(),
             store,
             changed: true,
+            completed: BTreeMap::new(),
             read_retry_at: 0,
             mark_asked: 0,
         };
@@ -252,10 +255,11 @@ impl Fold {
                 let owes = generation.manifest.kind == ModuleKind::Processor
                     && generation.current_from.is_some()
                     && !life.halts.iter().any(|halt| halt.generation == generation.number)
-                    && !life
-                        .checkpoints
-                        .iter()
-                        .any(|c| c.sequence >= end && c.generation == generation.number);
+                    && self.completed.get(&key).is_none_or(|done| *done < end)
+                    && !life.checkpoints.iter().any(|c| {
+                        let of = life.generation(c.generation);
+                        c.sequence >= end && of.is_some_and(|of| of.line == generation.line)
+                    });
                 if owes && self.config.compute {
                     let until = wanted.entry(key).or_insert(0);
                     *until = (*until).max(end);
@@ -389,6 +393,9 @@ impl Fold {
                 break;
             }
         }
+        if let Some(over) = self.lines.iter().position(Line::is_over) {
+            busy |= self.retire(over);
+        }
         Ok(busy)
     }
 
@@ -416,9 +423,6 @@ impl Fold {
                 break;
             }
         }
-        if self.lines[index].is_over() {
-            busy |= self.retire(index);
-        }
         Ok((busy, used))
     }
 
@@ -432,6 +436,8 @@ impl Fold {
             let spec = self.lines[index].spec();
             (spec.module.clone(), spec.line)
         };
+        self.completed
+            .insert(key.clone(), self.lines[index].runner.applied);
         self.drop_lines(|line| (line.spec().module.as_str(), line.spec().line) == (&key.0, key.1));
         self.changed = true;
         true

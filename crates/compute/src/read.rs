@@ -224,7 +224,18 @@ impl Reads {
         };
         let line = generation.line;
         let version = match at {
-            None => self.newest(shared, module, line, least, deadline)?,
+            None => {
+                // A generation that took over a moment ago answers from its first turn on.
+                let mut least = least;
+                loop {
+                    let version = self.newest(shared, module, line, least, deadline)?;
+                    let turn = life.at(version.sequence).map(|g| g.line);
+                    if turn == Some(line) || options.generation.is_some() {
+                        break version;
+                    }
+                    least = Some(version.sequence + 1);
+                }
+            }
             Some(sequence) => self.past(&catalogue, partition, module, line, sequence, deadline)?,
         };
         let sequence = at.unwrap_or(version.sequence);

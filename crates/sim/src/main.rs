@@ -15,6 +15,8 @@ use truthdb_sim::{Sim, crash_loop};
 
 const USAGE: &str = "\
 truthdb-sim run --seed N [--trace]              one seed; the trace goes to standard output
+truthdb-sim state --seed N                      one seed of a world with modules
+truthdb-sim state --count N [--start S]         many of them; stops at the first failure
 truthdb-sim seeds --start S --count N [--jobs J]  many seeds; stops at the first failure
 truthdb-sim canaries                            plants bugs and looks how soon they are found
 truthdb-sim crash-loop [--kills N] [--seed S] [--seconds T] [--dir D]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     let result = match arguments.command.as_str() {
         "run" => run(&arguments),
         "seeds" => seeds(&arguments),
+        "state" => state(&arguments),
         "canaries" => canaries(),
         "crash-loop" => crashes(&arguments),
         "crash-child" => child(&arguments),
@@ -120,6 +123,20 @@ fn seeds(arguments: &Arguments) -> Result<(), Error> {
     };
     let totals = run_seeds(start, count, jobs, &progress).map_err(|f| f.to_string())?;
     println!("{totals:?}");
+    Ok(())
+}
+
+fn state(arguments: &Arguments) -> Result<(), Error> {
+    let start = arguments.seed.or(arguments.start).unwrap_or(1);
+    if arguments.trace {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    for seed in start..start + arguments.count.unwrap_or(1) {
+        let figures = truthdb_sim::run_state_seed(seed).map_err(|f| f.to_string())?;
+        println!("seed {seed}: {figures:?}");
+    }
     Ok(())
 }
 
