@@ -64,13 +64,16 @@ impl StoredDerived {
             for batch in &page.batches {
                 for stored in batch.events() {
                     let event = stored.event();
-                    let by = event.metadata_value(DERIVED_BY).and_then(|by| by.rsplit('/').next());
+                    let by = event
+                        .metadata_value(DERIVED_BY)
+                        .and_then(|by| by.rsplit('/').next());
                     let by = by.and_then(|number| number.parse().ok());
                     if !by.is_some_and(|by: u32| self.generations.contains(&by)) {
                         continue;
                     }
                     if let Some(place) = place_of(&event) {
-                        self.page.push_back((place, stored.sequence, stored.bytes.to_vec()));
+                        self.page
+                            .push_back((place, stored.sequence, stored.bytes.to_vec()));
                     }
                 }
             }
@@ -117,19 +120,34 @@ impl Check<'_> {
         if let Some(recorded) = self.checkpoints.remove(&sequence) {
             self.verified.checkpoints += 1;
             if recorded != fingerprint.to_bytes() {
-                self.differs(sequence, "state-checkpoint", hex(&recorded), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "state-checkpoint",
+                    hex(&recorded),
+                    fingerprint.to_string(),
+                );
             }
         }
         for recorded in self.recorded.deltas_at(sequence) {
             self.verified.deltas += 1;
             if recorded != fingerprint {
-                self.differs(sequence, "delta", recorded.to_string(), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "delta",
+                    recorded.to_string(),
+                    fingerprint.to_string(),
+                );
             }
         }
         for recorded in self.recorded.snapshots_at(sequence) {
             self.verified.snapshots += 1;
             if recorded != fingerprint {
-                self.differs(sequence, "snapshot", recorded.to_string(), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "snapshot",
+                    recorded.to_string(),
+                    fingerprint.to_string(),
+                );
             }
         }
     }
@@ -221,11 +239,23 @@ pub(crate) fn verify(
         let target = target(inner, partition, &request.to)?;
         let catalogue = catalogue(inner, partition)?;
         for (module, line) in catalogue.active_lines() {
-            if request.module.as_ref().is_some_and(|wanted| *wanted != module) {
+            if request
+                .module
+                .as_ref()
+                .is_some_and(|wanted| *wanted != module)
+            {
                 continue;
             }
             known = true;
-            verify_line(inner, partition, &module, line, target, &mut pace, &mut report)?;
+            verify_line(
+                inner,
+                partition,
+                &module,
+                line,
+                target,
+                &mut pace,
+                &mut report,
+            )?;
         }
     }
     match &request.module {
@@ -308,13 +338,23 @@ fn verify_line(
         let (shown, replayed) = (version.view.fingerprint(), replayer.runner.fingerprint());
         if shown != replayed {
             let sequence = version.sequence;
-            check.differs(sequence, "live state", shown.to_string(), replayed.to_string());
+            check.differs(
+                sequence,
+                "live state",
+                shown.to_string(),
+                replayed.to_string(),
+            );
         }
     }
     if let Some((sequence, reason)) = &replayer.halted {
         let halted = life.halts.iter().any(|halt| halt.sequence == *sequence);
         if !halted {
-            check.differs(*sequence, "live state", "no stop".to_owned(), reason.clone());
+            check.differs(
+                *sequence,
+                "live state",
+                "no stop".to_owned(),
+                reason.clone(),
+            );
         }
     }
     check.verified.stamp = replayer.stamp();

@@ -143,6 +143,21 @@ fn state(arguments: &Arguments) -> Result<(), Error> {
 #[cfg(feature = "canaries")]
 fn canaries() -> Result<(), Error> {
     let mut missed = Vec::new();
+    let mut missed_in_state = Vec::new();
+    for (canary, budget) in truthdb_sim::canaries::STATE_BUDGETS {
+        let name = canary.name();
+        match truthdb_sim::canaries::hunt_state(canary, budget) {
+            Some(found) => println!(
+                "{name}: found by seed {} of {budget}: {}",
+                found.seed,
+                found.violation.0.lines().next().unwrap_or_default()
+            ),
+            None => {
+                println!("{name}: not found by {budget} seeds");
+                missed_in_state.push(name);
+            }
+        }
+    }
     for (canary, budget) in truthdb_sim::canaries::BUDGETS {
         match truthdb_sim::canaries::hunt(canary, budget) {
             Some(found) => println!(
@@ -155,10 +170,10 @@ fn canaries() -> Result<(), Error> {
             }
         }
     }
-    if missed.is_empty() {
+    if missed.is_empty() && missed_in_state.is_empty() {
         Ok(())
     } else {
-        Err(format!("not found: {missed:?}").into())
+        Err(format!("not found: {missed:?} {missed_in_state:?}").into())
     }
 }
 

@@ -93,7 +93,9 @@ impl NativeCode for Code {
 
 fn add(tables: &mut FoldTables, key: &[u8], by: u64) -> Result<(), StateFault> {
     let old = tables.get(0, key)?;
-    let old = old.and_then(|old| old.try_into().ok()).map_or(0, u64::from_le_bytes);
+    let old = old
+        .and_then(|old| old.try_into().ok())
+        .map_or(0, u64::from_le_bytes);
     tables.set(0, key, &(old + by).to_le_bytes())
 }
 
@@ -103,7 +105,11 @@ impl Tally {
         self.calls += 1;
         for (source, index) in (0u32..).zip(0..batch.len()) {
             let Some(event) = batch.get(index) else { break };
-            add(tables, ORDER.as_bytes(), if self.quirk == Quirk::Twice { 2 } else { 1 })?;
+            add(
+                tables,
+                ORDER.as_bytes(),
+                if self.quirk == Quirk::Twice { 2 } else { 1 },
+            )?;
             tables.set(1, event.stream.as_bytes(), event.payload)?;
             if self.quirk == Quirk::Traps && event.payload == BOOM {
                 return Err(Halt::Trap {

@@ -269,7 +269,9 @@ impl StateSim {
 
     fn damage(&mut self) {
         let is_derived = |path: &String| {
-            ["/deltas/", "/snapshots/", "modules/"].iter().any(|part| path.contains(part))
+            ["/deltas/", "/snapshots/", "modules/"]
+                .iter()
+                .any(|part| path.contains(part))
         };
         let paths: Vec<String> = self.world.paths().into_iter().filter(is_derived).collect();
         if paths.is_empty() {
@@ -282,7 +284,10 @@ impl StateSim {
                 continue;
             }
             self.figures.damaged += 1;
-            let bytes = self.world.read_file(path).map_or(0, |bytes| bytes.len() as u64);
+            let bytes = self
+                .world
+                .read_file(path)
+                .map_or(0, |bytes| bytes.len() as u64);
             if all || bytes == 0 || self.prng.coin() {
                 let _ = self.world.remove_file(path);
             } else {
@@ -320,7 +325,11 @@ impl StateSim {
                 let mut id = [5; 16];
                 id[..8].copy_from_slice(&self.next_id.to_le_bytes());
                 let text = self.next_id.to_string();
-                let payload = if self.draw(60) == 0 { BOOM } else { text.as_bytes() };
+                let payload = if self.draw(60) == 0 {
+                    BOOM
+                } else {
+                    text.as_bytes()
+                };
                 let event_type = if self.draw(5) == 0 { "other" } else { ORDER };
                 EventBuilder::new(&stream, event_type)
                     .id(EventId::from_bytes(id))
@@ -355,7 +364,8 @@ impl StateSim {
             return;
         };
         let hash = inspected.hash;
-        live.replies.push((live.compute.submit_publish(inspected), false));
+        live.replies
+            .push((live.compute.submit_publish(inspected), false));
         let reply = live.compute.submit_activate(ActivateRequest {
             hash,
             mode,
@@ -405,7 +415,8 @@ impl StateSim {
     fn mark(&mut self) {
         let partition = self.draw_partition();
         if let Some(live) = &mut self.live {
-            live.replies.push((live.compute.submit_snapshot(partition), false));
+            live.replies
+                .push((live.compute.submit_snapshot(partition), false));
         }
     }
 
@@ -434,7 +445,8 @@ impl StateSim {
             Some(Ok(answer)) => {
                 if self.seen.len() >= SEEN_MAX {
                     let index = self.draw(SEEN_MAX as u64);
-                    self.seen.swap_remove(usize::try_from(index).expect("an index"));
+                    self.seen
+                        .swap_remove(usize::try_from(index).expect("an index"));
                 }
                 self.seen.push((name.to_owned(), answer));
                 Ok(())
@@ -458,7 +470,8 @@ impl StateSim {
                 Some(Ok(answer)) if answer.rows == expected.rows => self.figures.compared += 1,
                 Some(Ok(answer)) => {
                     return violation(format!(
-                        "{name} at {token} is now {answer:?}, it was {expected:?}"
+                        "{name} at {token} is now {answer:?}, it was {expected:?}; decided was: {}",
+                        self.decided()
                     ));
                 }
                 // A halted module may be behind; then it is asked another time.
@@ -468,6 +481,34 @@ impl StateSim {
             }
         }
         Ok(())
+    }
+
+    /// The control events of all partitions, for whoever reads a violation.
+    fn decided(&self) -> String {
+        let Some(live) = &self.live else {
+            return String::new();
+        };
+        let mut text = String::new();
+        for partition in 0..self.partitions {
+            let page = live.engine.read(&ReadRequest {
+                partition,
+                from: ReadFrom::Start,
+                direction: Direction::Forward,
+                filter: Filter {
+                    types: vec![truthdb_compute::CONTROL_TYPE.to_owned()],
+                    ..Filter::default()
+                },
+                events_max: 10_000,
+                bytes_max: 4 << 20,
+            });
+            for stored in page.iter().flat_map(truthdb_engine::ReadPage::events) {
+                let event = stored.event();
+                let payload = String::from_utf8_lossy(event.payload()).into_owned();
+                let (sequence, stream) = (stored.sequence, event.stream());
+                text.push_str(&format!("\n{partition}:{sequence} {stream} {payload}"));
+            }
+        }
+        text
     }
 
     /// Steps everything, but not to the end.
@@ -540,9 +581,9 @@ impl StateSim {
         let orders = events_of(&live.engine, self.partitions, ORDER)?;
         for module in &status.modules {
             for generation in module.generations.iter().filter(|g| g.current) {
-                let code = CODES.iter().find(|(bytes, ..)| {
-                    blake3_of(bytes) == generation.module_hash
-                });
+                let code = CODES
+                    .iter()
+                    .find(|(bytes, ..)| blake3_of(bytes) == generation.module_hash);
                 let rebuilt = generation.mode == ActivationMode::Rebuild;
                 let live_now = generation.state == FoldState::Live;
                 let Some((_, name, quirk)) = code else {
