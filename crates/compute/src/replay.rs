@@ -173,7 +173,7 @@ pub(crate) fn plan(
             let life = catalogue.modules.get(module).ok_or_else(no_module)?;
             let generation = match generation {
                 Some(number) => life.generation(*number),
-                None => life.at(target).or(life.current()),
+                None => life.at(target).or_else(|| life.current()),
             };
             let line = generation.ok_or_else(no_module)?.line;
             let spec = catalogue.line(module, line).ok_or_else(no_module)?;

@@ -75,7 +75,7 @@ fn module_status(
         .filter(|(_, code)| code.manifest.name == name)
         .map(|(hash, code)| (*hash, code.bytes))
         .collect();
-    let newest = life.current().or(life.generations.last());
+    let newest = life.current().or_else(|| life.generations.last());
     let (kind, manifest, module_hash) = match newest {
         Some(generation) => (
             generation.manifest.kind,

@@ -109,7 +109,7 @@ impl Files {
 
     /// The newest usable state of a line in a snapshot after `after` and up to `until`. Damaged ones
     /// are given to `damaged`.
-    fn from_snapshot(
+    fn in_snapshots(
         &self,
         reader: &SnapshotReader,
         spec: &LineSpec,
@@ -182,7 +182,7 @@ impl Files {
         let mut runner = near.unwrap_or(empty);
         let spec = Arc::clone(&runner.spec);
         let found = reader
-            .and_then(|reader| self.from_snapshot(reader, &spec, runner.applied, until, damaged));
+            .and_then(|reader| self.in_snapshots(reader, &spec, runner.applied, until, damaged));
         if let Some((tables, applied, time)) = found {
             runner.reset(tables, applied, time);
         }

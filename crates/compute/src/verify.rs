@@ -21,11 +21,14 @@ use crate::request::{ReadOptions, VerifyRequest};
 use crate::runner::Source;
 use crate::store::Recorded;
 
+/// A stored derived event: its place, its sequence, its canonical bytes.
+type Stored = (Place, u64, Vec<u8>);
+
 /// Stored derived events of one module and source partition in one target, in order.
 struct StoredDerived {
     engine: Engine,
     request: ReadRequest,
-    page: VecDeque<(Place, u64, Vec<u8>)>,
+    page: VecDeque<Stored>,
     at_end: bool,
     /// Generations of the line: what others of the module derived is not looked at.
     generations: Vec<u32>,
@@ -58,7 +61,7 @@ impl StoredDerived {
         }
     }
 
-    fn front(&mut self) -> Result<Option<&(Place, u64, Vec<u8>)>, ReadError> {
+    fn front(&mut self) -> Result<Option<&Stored>, ReadError> {
         while self.page.is_empty() && !self.at_end {
             let page = self.engine.read(&self.request)?;
             for batch in &page.batches {
@@ -329,11 +332,9 @@ fn verify_line(
         pace.step(&replayer, replayed.applied.events)?;
     }
     pace.tell(&replayer)?;
-    if let Some((version, true)) = live.and_then(|line| {
-        let (version, _) = line.version();
-        let same = version.sequence == replayer.runner.applied;
-        Some((version, same))
-    }) {
+    let version = live.map(|line| line.version().0);
+    let version = version.filter(|version| version.sequence == replayer.runner.applied);
+    if let Some(version) = version {
         check.verified.live = true;
         let (shown, replayed) = (version.view.fingerprint(), replayer.runner.fingerprint());
         if shown != replayed {

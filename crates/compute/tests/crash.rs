@@ -1,4 +1,8 @@
 //! Power cuts and kills at every operation of the disk: old or new, never half; derived events once.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
 
 mod support;
 

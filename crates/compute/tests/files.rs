@@ -1,4 +1,8 @@
 //! Delta logs and snapshots: they make a start quick and the past near, and are never needed.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
 
 mod support;
 

@@ -1,4 +1,8 @@
 //! The fold on a simulated machine with native guests.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
 
 mod support;
 

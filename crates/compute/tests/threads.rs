@@ -1,4 +1,8 @@
 //! The folds on threads of their own, on a real file system.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
 
 mod support;
 

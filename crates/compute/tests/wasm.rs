@@ -1,4 +1,8 @@
 //! Components as guests, on threads and a real file system.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
 
 use std::sync::Arc;
 
