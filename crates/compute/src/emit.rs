@@ -110,7 +110,7 @@ pub(crate) struct Deriver {
 }
 
 impl Deriver {
-    /// See [`Deriver::salt`](Self#structfield.salt).
+    /// What `salt` is to be in this process.
     pub(crate) fn salt(engine: &Engine, partition: u32) -> u64 {
         if planted(Canary::DeriveTwice) {
             engine.committed(partition)

@@ -71,7 +71,8 @@ fn a_guest_that_traps_halts_its_module_and_nothing_else() {
     let status = machine.compute().module("tally").unwrap();
     let state = &status.generations[0].state;
     assert!(
-        matches!(state, FoldState::Halted { sequence, reason } if *sequence == bad.first_sequence && reason.contains("unreachable")),
+        matches!(state, FoldState::Halted { sequence, reason }
+            if *sequence == bad.first_sequence && reason.contains("unreachable")),
         "{state:?}"
     );
     // Also after a restart, and only an operator's decision lets it go on.
