@@ -463,7 +463,8 @@ impl Engine {
         trim::trim(shared, &self.inner.preparer, plan)
     }
 
-    /// As [`Engine::trim`], without waiting: the sink hears of the commit. An empty plan is refused.
+    /// As [`Engine::trim`], without waiting: the sink hears of the commit. An empty plan is refused, and
+    /// so is one that an earlier trim has overtaken.
     ///
     /// # Errors
     /// Why it was refused at the door; the sink is not called then.

@@ -177,6 +177,8 @@ pub(crate) struct PartitionShared {
     pub(crate) abandoned: AtomicBool,
     /// The trim that was committed last.
     trim: Mutex<TrimPoint>,
+    /// Whether a trim is queued and its outcome not known.
+    trimming: AtomicBool,
     /// Chain hash that the oldest segment's footer must name as its predecessor's.
     chain_before_first: Mutex<[u8; 32]>,
     state: RwLock<PartitionState>,
@@ -233,6 +235,7 @@ impl PartitionShared {
             stop_requested: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             trim: Mutex::new(start.trim),
+            trimming: AtomicBool::new(false),
             chain_before_first: Mutex::new(start.chain_before_first),
             state: RwLock::new(start.state),
             fence: OnceLock::new(),
@@ -351,6 +354,21 @@ impl PartitionShared {
 
     pub(crate) fn chain_before_first(&self) -> [u8; 32] {
         *self.chain_before_first.lock()
+    }
+
+    /// Takes the one place for a trim under way; `false`: it is taken.
+    pub(crate) fn begin_trim(&self) -> bool {
+        !self.trimming.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives the place back, when the outcome of the trim is known and taken in.
+    pub(crate) fn end_trim(&self) {
+        self.trimming.store(false, Ordering::Release);
+    }
+
+    /// Whether a trim is under way.
+    pub(crate) fn is_trimming(&self) -> bool {
+        self.trimming.load(Ordering::Acquire)
     }
 
     /// A trim was committed: its start is that of the readable history from now on.

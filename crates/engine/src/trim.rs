@@ -7,6 +7,9 @@
 //! maintenance removes their files, oldest first. A crash after (1) or (2) only means that files
 //! are removed later:
 //! opening finds the event, or the file.
+//!
+//! Trims of a partition are recorded one at a time, each further than the one before, so that the
+//! newest `$trim` event is the whole truth of what was trimmed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +19,7 @@ use truthdb_log::TrimPoint;
 
 use crate::append::{AppendSink, Preparer, TRIM_EVENT_TYPE, TRIM_STREAM, WaitSink};
 use crate::error::{AppendError, TrimError};
-use crate::queue::QueuedAppend;
+use crate::queue::{QueuedAppend, RETRY_AFTER_MS};
 use crate::shared::{PartitionShared, Segment, SegmentBody};
 
 /// How far to trim. Only whole sealed segments go, so a little more than asked for may stay.
@@ -141,11 +144,15 @@ impl AppendSink for TrimSink {
         if result.is_ok() {
             self.shared.set_trim_point(self.point);
         }
+        self.shared.end_trim();
         self.then.complete(tag, result, batch);
     }
 }
 
 /// Queues the `$trim` event of a plan; the sink hears of its commit.
+///
+/// `Overloaded` while another trim of the partition is under way; `EmptyBatch` if an earlier trim has
+/// gone as far or further since the plan was made: the event would take that back at the next start.
 pub(crate) fn submit_trim(
     shared: &Arc<PartitionShared>,
     preparer: &Preparer,
@@ -162,23 +169,43 @@ pub(crate) fn submit_trim(
         .content_type("application/json")
         .payload(&payload);
     let batch = preparer.prepare_system(shared.partition, &builder)?;
+    if !shared.begin_trim() {
+        return Err(AppendError::Overloaded {
+            partition: shared.partition,
+            what: "trims under way",
+            retry_after_ms: RETRY_AFTER_MS,
+        });
+    }
+    if point.first_sequence <= shared.trim_point().first_sequence {
+        shared.end_trim();
+        return Err(AppendError::EmptyBatch);
+    }
     let sink = Arc::new(TrimSink {
         shared: Arc::clone(shared),
         point,
         then,
     });
     let append = QueuedAppend { batch, sink, tag };
-    shared.queue.push(append).map_err(|(error, _)| error)
+    shared.queue.push(append).map_err(|(error, _)| {
+        shared.end_trim();
+        error
+    })
 }
 
 /// Records a trim and returns at once: what the maintenance does, which must not wait for a writer
-/// that may wait for it.
+/// that may wait for it. Does nothing while another trim is under way: the maintenance comes again.
 pub(crate) fn record_trim(
     shared: &Arc<PartitionShared>,
     preparer: &Preparer,
     plan: &TrimPlan,
 ) -> Result<(), TrimError> {
-    submit_trim(shared, preparer, plan, WaitSink::new(), 0).map_err(TrimError::Append)
+    if shared.is_trimming() {
+        return Ok(());
+    }
+    match submit_trim(shared, preparer, plan, WaitSink::new(), 0) {
+        Ok(()) | Err(AppendError::EmptyBatch) => Ok(()),
+        Err(error) => Err(TrimError::Append(error)),
+    }
 }
 
 /// Records a trim and waits until it is committed.
@@ -189,7 +216,11 @@ pub(crate) fn trim(
 ) -> Result<(), TrimError> {
     let wait = WaitSink::new();
     let sink = Arc::clone(&wait) as Arc<dyn AppendSink>;
-    submit_trim(shared, preparer, plan, sink, 0).map_err(TrimError::Append)?;
+    match submit_trim(shared, preparer, plan, sink, 0) {
+        Ok(()) => {}
+        Err(AppendError::EmptyBatch) => return Ok(()),
+        Err(error) => return Err(TrimError::Append(error)),
+    }
     wait.wait().map(|_| ()).map_err(TrimError::Append)
 }
 
