@@ -107,6 +107,7 @@ pub fn module_seed(database: &[u8], module_hash: &[u8; 32], partition: u32) -> [
 type Batch = (Arc<EventColumns>,);
 type Folded = (Result<(), String>,);
 type Asked = (Moment, Vec<u8>, Vec<u8>);
+type Merged = (Vec<u8>, Vec<Page>);
 
 /// The exports of each world.
 enum Calls {
@@ -119,7 +120,7 @@ enum Calls {
     },
     Query {
         run: TypedFunc<Asked, (Result<Answer, String>,)>,
-        merge: TypedFunc<(Vec<u8>, Vec<Page>), (Result<Page, String>,)>,
+        merge: TypedFunc<Merged, (Result<Page, String>,)>,
     },
 }
 
@@ -195,7 +196,7 @@ impl Instance {
         batch: &Arc<EventColumns>,
     ) -> (Box<S>, Result<Processed, Halt>) {
         let function = match &self.calls {
-            Calls::Fold { process, .. } => process.clone(),
+            Calls::Fold { process, .. } => *process,
             _ => return (state, Err(self.no_such_call("process"))),
         };
         let fuel = self.module.limits().fuel(batch.len());
@@ -220,7 +221,7 @@ impl Instance {
         at: &Moment,
     ) -> (Box<S>, Result<Processed, Halt>) {
         let function = match &self.calls {
-            Calls::Fold { migrate, .. } => migrate.clone(),
+            Calls::Fold { migrate, .. } => *migrate,
             _ => return (state, Err(self.no_such_call("migrate"))),
         };
         let fuel = self.module.limits().migrate_fuel();
@@ -243,7 +244,7 @@ impl Instance {
         batch: &Arc<EventColumns>,
     ) -> (Box<S>, Result<Vec<Verdict>, Halt>) {
         let function = match &self.calls {
-            Calls::Validator { validate } => validate.clone(),
+            Calls::Validator { validate } => *validate,
             _ => return (state, Err(self.no_such_call("validate"))),
         };
         let fuel = self.module.limits().fuel(batch.len());
@@ -269,7 +270,7 @@ impl Instance {
         resume: &[u8],
     ) -> (Box<S>, Result<Answer, Halt>) {
         let function = match &self.calls {
-            Calls::Query { run, .. } => run.clone(),
+            Calls::Query { run, .. } => *run,
             _ => return (state, Err(self.no_such_call("run"))),
         };
         let fuel = self.module.limits().fuel_per_query;
@@ -298,7 +299,7 @@ impl Instance {
     /// Why the call stopped.
     pub fn merge(&mut self, arguments: &[u8], parts: Vec<Page>) -> Result<Page, Halt> {
         let function = match &self.calls {
-            Calls::Query { merge, .. } => merge.clone(),
+            Calls::Query { merge, .. } => *merge,
             _ => return Err(self.no_such_call("merge")),
         };
         let fuel = self.module.limits().fuel_per_query;

@@ -1,5 +1,7 @@
 //! What is refused before it runs, and the deterministic profile of WASI.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use std::borrow::Cow;
 use std::sync::Arc;
 

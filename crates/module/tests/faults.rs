@@ -1,6 +1,8 @@
 //! Guests that misbehave: every fault comes back as an error with a name, nothing else is touched, and
 //! the next instance works.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use std::sync::Arc;
 
 use truthdb_guests::{Guest, raw_faults, raw_reducer, wasm};

@@ -1,5 +1,7 @@
 //! Reducers and processors through the host: results, determinism, the cache of artefacts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 

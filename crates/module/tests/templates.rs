@@ -1,5 +1,7 @@
 //! What `truthdb module new` writes: it builds, passes its tests, and is a module of its kind.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use std::path::Path;
 use std::process::Command;
 

@@ -1,5 +1,7 @@
 //! The native harness, with modules that keep the rules and modules that do not.
 
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
 use truthdb_sdk::prelude::*;
 use truthdb_sdk::testing::{self, Failure, TestEvent};
 
