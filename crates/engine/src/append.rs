@@ -28,6 +28,8 @@ pub const CURSOR_NAME_BYTES_MAX: usize = 200;
 pub const CURSOR_STREAM_PREFIX: &str = "$cursor/";
 /// Type of the events that cursors are kept in; the payload is the position, u64 little-endian.
 pub const CURSOR_EVENT_TYPE: &str = "$cursor";
+/// Names of streams, types, tags and metadata keys that begin so are the database's own.
+pub const SYSTEM_PREFIX: char = '$';
 /// Stream of the events that record trims.
 pub const TRIM_STREAM: &str = "$trim";
 /// Type of the events that record trims; the payload is JSON.
@@ -97,6 +99,8 @@ pub struct AppendBatch {
     pub(crate) events: Vec<PreparedEvent>,
     /// How many of the events are the caller's.
     pub(crate) user_events: usize,
+    /// The database itself is the caller: no gate is asked.
+    pub(crate) own: bool,
     pub(crate) streams: Vec<PreparedStream>,
     pub(crate) facets: Vec<FacetKey>,
     pub(crate) condition: Vec<PreparedItem>,
@@ -190,15 +194,18 @@ struct Parsed {
     events: Vec<PreparedEvent>,
     /// Where the last event type lies, and its key.
     last_type: Option<(usize, usize, FacetKey)>,
+    /// Names that begin with `$` are allowed.
+    own: bool,
 }
 
 impl Preparer {
-    /// Validates and hashes a batch of user events. With no partition given, it is that of the
-    /// first event's stream.
+    /// Validates and hashes a batch of user events, or with `own` of the database's. With no
+    /// partition given, it is that of the first event's stream.
     pub(crate) fn prepare(
         &self,
         partition: Option<u32>,
         input: EncodedEvents,
+        own: bool,
     ) -> Result<Box<AppendBatch>, AppendError> {
         if let Some(partition) = partition
             && partition >= self.partition_count
@@ -217,6 +224,7 @@ impl Preparer {
             facets: Vec::new(),
             events: Vec::new(),
             last_type: None,
+            own,
         };
         let mut at = 0;
         while at < input.bytes.len() {
@@ -250,6 +258,7 @@ impl Preparer {
             bytes: input.bytes,
             system_bytes: Vec::new(),
             user_events: events.len(),
+            own,
             events,
             streams: table.streams,
             facets,
@@ -286,7 +295,7 @@ impl Preparer {
             BATCH_EVENTS_MAX as u64,
         )?;
         let (event, end) = parse_event(&input.bytes, at, index)?;
-        let owner = self.check_stream(&event, index)?;
+        let owner = self.check_names(&event, index, parsed)?;
         match parsed.partition {
             None => parsed.partition = Some(owner),
             Some(partition) if partition == owner => {}
@@ -341,6 +350,7 @@ impl Preparer {
             system_bytes: Vec::new(),
             events: Vec::new(),
             user_events: 0,
+            own: true,
             streams: Vec::new(),
             facets: Vec::new(),
             condition: Vec::new(),
@@ -351,14 +361,36 @@ impl Preparer {
         Ok(batch)
     }
 
-    fn check_stream(&self, event: &EventRef<'_>, index: usize) -> Result<u32, AppendError> {
+    /// Refuses the database's own names in others' events, and gives the stream's partition.
+    fn check_names(
+        &self,
+        event: &EventRef<'_>,
+        index: usize,
+        parsed: &Parsed,
+    ) -> Result<u32, AppendError> {
         let stream = event.stream();
-        if is_system_stream(stream) || event.event_type().starts_with('$') {
+        let reserved = |name: &str| name.starts_with(SYSTEM_PREFIX);
+        if parsed.own {
+            let owner = is_system_stream(stream)
+                .then_some(parsed.partition)
+                .flatten();
+            return Ok(owner.unwrap_or_else(|| partition_of(stream, self.partition_count)));
+        }
+        if is_system_stream(stream) || reserved(event.event_type()) {
             return Err(AppendError::Invalid {
                 reason: format!(
                     "event {index}: stream names and event types that begin with `$` are the system's own; \
                      choose another name for {stream:?} / {:?}",
                     event.event_type()
+                ),
+            });
+        }
+        let keys = event.metadata().map(|(key, _)| key);
+        if let Some(name) = event.tags().chain(keys).find(|name| reserved(name)) {
+            return Err(AppendError::Invalid {
+                reason: format!(
+                    "event {index}: tags and metadata keys that begin with `$` are the system's own; \
+                     choose another name for {name:?}"
                 ),
             });
         }

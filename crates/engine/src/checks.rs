@@ -83,9 +83,10 @@ fn same_batch(
         return Ok(None);
     }
     let stored = read::batch_at(shared, first).map_err(check_failed)?;
+    // Behind a caller's events there may be a cursor; the database's own come alone.
     let user_events = stored
         .events()
-        .take_while(|event| !truthdb_event::is_system_stream(event.event().stream()))
+        .take_while(|event| batch.own || !truthdb_event::is_system_stream(event.event().stream()))
         .count();
     if stored.first_sequence != first || user_events != batch.user_events {
         return Ok(None);

@@ -24,6 +24,9 @@ use crate::status::{EngineStatus, PartitionState, PartitionStatus, add};
 use crate::trim::{self, TrimPlan, TrimTo, plan_trim};
 use crate::writer::PartitionWriter;
 
+/// Stack of a writer's thread, bytes: a gate may run foreign code on it.
+const WRITER_STACK_BYTES: usize = 8 << 20;
+
 /// An open database. Cloning is cheap; the last clone does not stop it: call [`Engine::shutdown`].
 #[derive(Clone)]
 pub struct Engine {
@@ -107,7 +110,8 @@ impl Engine {
             let Some(writer) = writer else { continue };
             let cpu = (!cpus.is_empty()).then(|| cpus[partition % cpus.len().max(1)]);
             let name = format!("writer-{partition}");
-            let spawned = std::thread::Builder::new().name(name).spawn(move || {
+            let builder = std::thread::Builder::new().name(name);
+            let spawned = builder.stack_size(WRITER_STACK_BYTES).spawn(move || {
                 if let Some(cpu) = cpu
                     && let Err(error) = truthdb_io::pin_current_thread(cpu)
                 {
@@ -160,7 +164,20 @@ impl Engine {
         partition: Option<u32>,
         events: EncodedEvents,
     ) -> Result<Box<AppendBatch>, AppendError> {
-        self.inner.preparer.prepare(partition, events)
+        self.inner.preparer.prepare(partition, events, false)
+    }
+
+    /// As [`Engine::prepare`], for events that the database itself appends: facts about modules,
+    /// and events that modules derive. Names that begin with `$` are allowed, and no gate is asked.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the batch as such; nothing is written.
+    pub fn prepare_own(
+        &self,
+        partition: u32,
+        events: EncodedEvents,
+    ) -> Result<Box<AppendBatch>, AppendError> {
+        self.inner.preparer.prepare(Some(partition), events, true)
     }
 
     /// Hands a batch to its partition's writer. Does not block; the outcome goes to the sink.

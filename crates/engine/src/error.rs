@@ -134,6 +134,41 @@ pub enum AppendError {
     /// This node does not ingest.
     #[error("this node does not have the role `ingest`")]
     NoIngest,
+    /// A validator refused an event. Nothing was written; the same batch may be accepted after
+    /// other events.
+    #[error("validator {validator} refuses event {index} of the batch: {message} (code {code})")]
+    Rejected {
+        /// The validator.
+        validator: String,
+        /// 0-based place in the batch.
+        index: usize,
+        /// The validator's own number of the reason.
+        code: u32,
+        /// The validator's reason.
+        message: String,
+    },
+    /// A validator failed on the batch. Nothing was written.
+    #[error("validator {validator} failed on the batch: {reason}")]
+    ValidatorFailed {
+        /// The validator.
+        validator: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A validator cannot decide yet. Nothing was written; try again later.
+    #[error(
+        "partition {partition} waits for its validator {validator} ({reason}); try again in {retry_after_ms} ms"
+    )]
+    ValidatorNotReady {
+        /// The partition.
+        partition: u32,
+        /// The validator.
+        validator: String,
+        /// What it waits for.
+        reason: String,
+        /// When a retry makes sense, milliseconds.
+        retry_after_ms: u64,
+    },
 }
 
 struct Found(Option<u64>);
@@ -157,7 +192,9 @@ impl AppendError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            AppendError::Overloaded { .. } | AppendError::DiskFull { .. }
+            AppendError::Overloaded { .. }
+                | AppendError::DiskFull { .. }
+                | AppendError::ValidatorNotReady { .. }
         )
     }
 }

@@ -29,6 +29,7 @@ mod checks;
 mod config;
 mod engine;
 mod error;
+mod gate;
 mod group;
 mod id_window;
 mod maintenance;
@@ -46,12 +47,14 @@ mod writer;
 
 pub use append::{
     AppendBatch, AppendSink, CONDITION_ITEMS_MAX, CONDITION_NAMES_MAX, CURSOR_EVENT_TYPE,
-    CURSOR_NAME_BYTES_MAX, CURSOR_STREAM_PREFIX, EncodedEvents, TRIM_EVENT_TYPE, TRIM_STREAM,
+    CURSOR_NAME_BYTES_MAX, CURSOR_STREAM_PREFIX, EncodedEvents, SYSTEM_PREFIX, TRIM_EVENT_TYPE,
+    TRIM_STREAM,
 };
 pub use backup::{BackupError, BackupPartition, BackupSegment, BackupSession};
 pub use config::{Durability, EngineConfig, Retention};
 pub use engine::{Engine, ShutdownReport, Stepper};
 pub use error::{AppendError, ReadError, TrimError};
+pub use gate::{AppendGate, GateBatch, GateVerdict};
 pub use open::{OpenError, OpenReport, PartitionReport, RecoveredTail};
 pub use pages::{PAGE_BYTES_MAX, PAGE_EVENTS_MAX};
 pub use request::*;

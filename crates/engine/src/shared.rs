@@ -165,6 +165,9 @@ pub(crate) struct PartitionShared {
     /// Replaced as a whole by the maintenance.
     pub(crate) heads: RwLock<Arc<HeadRuns>>,
     pub(crate) hooks: RwLock<Vec<CommitHook>>,
+    /// A gate that the writer has not taken yet.
+    pub(crate) gate: Mutex<Option<Box<dyn crate::AppendGate>>>,
+    pub(crate) gate_waiting: AtomicBool,
     pub(crate) counters: Arc<AtomicCounters>,
     pub(crate) stop_requested: AtomicBool,
     pub(crate) abandoned: AtomicBool,
@@ -215,6 +218,8 @@ impl PartitionShared {
             tail: RwLock::new(Tail::default()),
             heads: RwLock::new(Arc::new(start.heads)),
             hooks: RwLock::new(Vec::new()),
+            gate: Mutex::new(None),
+            gate_waiting: AtomicBool::new(false),
             counters: start.counters,
             stop_requested: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),

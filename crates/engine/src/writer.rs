@@ -17,6 +17,7 @@
 //! 5. A segment is entered only when all writes to its predecessor are durable; so a successor
 //!    proves its predecessor whole.
 
+mod ask;
 mod upkeep;
 
 use std::collections::VecDeque;
@@ -35,6 +36,7 @@ use truthdb_log::{
 use crate::checks::{self, Scratch};
 use crate::config::{Durability, EngineConfig};
 use crate::error::AppendError;
+use crate::gate::{AppendGate, GateBatch};
 use crate::group::{FinishedGroup, GroupEncoder, PendingReply, TailChunk, framed_bytes, to_blocks};
 use crate::id_window::IdWindow;
 use crate::queue::{QueuedAppend, RETRY_AFTER_MS};
@@ -119,6 +121,8 @@ pub(crate) struct PartitionWriter {
 
     waiting: VecDeque<QueuedAppend>,
     replies: Vec<PendingReply>,
+    /// Who else may refuse an append.
+    gate: Option<Box<dyn AppendGate>>,
     reply_vectors: Vec<Vec<PendingReply>>,
     in_flight: VecDeque<InFlight>,
     next_tag: u64,
@@ -179,6 +183,7 @@ impl PartitionWriter {
             heads: Vec::with_capacity(truthdb_event::BATCH_EVENTS_MAX + 1),
             waiting: VecDeque::with_capacity(config.queue_batches_max),
             replies: Vec::with_capacity(config.queue_batches_max),
+            gate: None,
             reply_vectors: (0..config.writes_in_flight_max + 2)
                 .map(|_| Vec::with_capacity(config.queue_batches_max))
                 .collect(),
@@ -229,6 +234,7 @@ impl PartitionWriter {
         }
         self.completions = completions;
         self.acknowledge();
+        self.take_gate();
         loop {
             if self.waiting.is_empty() {
                 self.shared.queue.take_all(&mut self.waiting);
@@ -321,6 +327,10 @@ impl PartitionWriter {
             }
             Err(error) => return self.answer(append, Err(error)),
         }
+        if let Some(error) = self.ask_gate(&append.batch) {
+            add(&self.shared.counters.conflicts, 1);
+            return self.answer(append, Err(error));
+        }
         self.place(append)
     }
 
@@ -400,6 +410,14 @@ impl PartitionWriter {
         drop(index);
         for (stream, head) in batch.streams.iter().zip(&self.heads) {
             self.streams.put(stream.key, *head);
+        }
+        if let Some(gate) = &mut self.gate {
+            gate.encoded(&GateBatch {
+                batch,
+                revisions: &self.revisions,
+                first_sequence,
+                timestamp_ns: self.timestamp_ns,
+            });
         }
         let last_user = batch.user_events.max(1) - 1;
         let appended = Appended {

@@ -6,10 +6,11 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
+    ("truthdb-state", &["truthdb-io"]),
     (
         "truthdb-engine",
         &["truthdb-event", "truthdb-io", "truthdb-log"],
@@ -43,6 +44,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "truthdb-event",
             "truthdb-io",
             "truthdb-log",
+            "truthdb-state",
             "truthdb-engine",
             "truthdb-api",
         ],

@@ -1,0 +1,34 @@
+//! Derived state: the tables that modules fold events into, and how they survive a restart.
+//!
+//! Model: a module has a set of ordered tables in each partition. [`Tables`] is the version that its
+//! single writer works on, one batch at a time; a [`View`] is a version that readers keep while the
+//! writer goes on. A commit gives the [`Changes`] of its batch and keeps the [`Fingerprint`].
+//!
+//! Invariants:
+//! 1. Nothing here is truth: whatever is lost or damaged is made again from the log. Every error of
+//!    the disk means "rebuild", none means that events were lost.
+//! 2. Equal rows have equal fingerprints, whatever order, shape or history they have.
+//! 3. A view never changes.
+//!
+//! It knows no events and no modules' code, decides nothing about when to write what, and reaches
+//! the disk only through [`truthdb_io::Storage`].
+
+mod builder;
+mod changes;
+mod cursor;
+mod fingerprint;
+mod limits;
+mod packed;
+mod tables;
+#[cfg(test)]
+mod tables_tests;
+mod tree;
+mod view;
+
+pub use builder::*;
+pub use changes::*;
+pub use cursor::Sink;
+pub use fingerprint::*;
+pub use limits::{KEY_BYTES_MAX, NAME_BYTES_MAX, TABLES_MAX, VALUE_BYTES_MAX, is_name};
+pub use tables::*;
+pub use view::*;
