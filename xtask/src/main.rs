@@ -10,6 +10,7 @@
 
 mod demo;
 mod install;
+mod modules;
 mod process;
 mod suite;
 mod summary;
@@ -50,6 +51,10 @@ Usage: cargo xtask <command> [options]
   fuzz [--runs N] [--seed S] [--target NAME]
          Feed every decoder with mutated inputs, from a seed.
 
+  modules [--musl]
+         Build the example module from C, JavaScript and Python, and compare them with the Rust one.
+         --musl   run faults and modules with the static build too: all must be the same
+
   bench ...     `truthdb bench`, optimised
   flights ...   load the flights into a running server, or `--verify` them
 ";
@@ -79,6 +84,7 @@ fn run() -> Result<bool> {
     match command.as_str() {
         "run" => demo::main(&mut parser),
         "test" => suite::main(&mut parser),
+        "modules" => modules::main(&mut parser),
         "tidy" => {
             no_more(&mut parser)?;
             tidy::main()

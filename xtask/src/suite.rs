@@ -9,6 +9,7 @@ use lexopt::prelude::{Long, ValueExt as _};
 
 use crate::demo;
 use crate::install::{self, MUSL_TARGET};
+use crate::modules;
 use crate::process::{cargo, command, root, run, target_dir, tee};
 use crate::summary::Count;
 use crate::tidy;
@@ -27,7 +28,7 @@ const SIM_SEEDS: u64 = 500;
 /// Processes killed under load.
 const CRASH_KILLS: u64 = 20;
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 16] = [
     step("fmt", true, "formatting", fmt),
     step("tidy", true, "style rules of our own", tidy::check),
     step("clippy", true, "lints, warnings are errors", clippy),
@@ -56,6 +57,18 @@ const STEPS: [Step; 14] = [
     step("crash", false, "real processes, killed under load", crash),
     step("deny", false, "licences and sources of dependencies", deny),
     step("static", false, "the static binary", static_binary),
+    step(
+        "libcs",
+        false,
+        "faults and modules with both libcs",
+        modules::libcs,
+    ),
+    step(
+        "languages",
+        false,
+        "the same module in four languages",
+        modules::languages,
+    ),
     step("demo", false, "`cargo xtask run --once`", demonstration),
 ];
 

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 21] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -15,6 +15,15 @@ const ARROWS: [(&str, &[&str]); 12] = [
         "truthdb-engine",
         &["truthdb-event", "truthdb-io", "truthdb-log"],
     ),
+    ("truthdb-sdk", &[]),
+    ("truthdb-example-balance", &["truthdb-sdk"]),
+    ("truthdb-example-covered", &["truthdb-sdk"]),
+    ("truthdb-example-hostile", &["truthdb-sdk"]),
+    ("truthdb-example-richest", &["truthdb-sdk"]),
+    ("truthdb-example-tally", &["truthdb-sdk"]),
+    ("truthdb-example-worldly", &["truthdb-sdk"]),
+    ("truthdb-guests", &[]),
+    ("truthdb-module", &["truthdb-guests"]),
     ("truthdb-api", &["truthdb-event"]),
     ("truthdb-client", &["truthdb-api", "truthdb-event"]),
     (
@@ -53,7 +62,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Foreign crates that would open a second door to network, clock or randomness, and who may hold them.
-const EDGES: [(&str, &[&str]); 9] = [
+const EDGES: [(&str, &[&str]); 10] = [
     (
         "tokio",
         &[
@@ -67,6 +76,7 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("axum", &["truthdb"]),
     ("hyper", &["truthdb"]),
     ("rustls", &["truthdb-client", "truthdb"]),
+    ("wasmtime", &["truthdb-module"]),
     ("io-uring", &["truthdb-io"]),
     ("rustix", &["truthdb-io", "truthdb", "truthdb-sim"]),
     (
