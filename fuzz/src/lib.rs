@@ -11,6 +11,7 @@
 
 mod mutate;
 mod seeds;
+mod state;
 mod targets;
 
 pub use mutate::{Mutator, Random};

@@ -74,7 +74,7 @@ fn append_frame(out: &mut BytesMut) {
 
 /// A golden file of one structure (`offset name hexadecimal` in each line), filled up with zeros to whole
 /// blocks where the structure is a block.
-fn golden(text: &str) -> Vec<u8> {
+pub(crate) fn golden(text: &str) -> Vec<u8> {
     const BLOCK_BYTES: usize = 4096;
     let mut bytes = Vec::new();
     let mut is_block = false;

@@ -6,7 +6,7 @@ use truthdb_log::{
     check_proof, decode_sparse_index, encode_sparse_index,
 };
 
-use crate::seeds;
+use crate::{seeds, state};
 
 /// A decoder under test.
 #[derive(Debug)]
@@ -45,6 +45,16 @@ pub const TARGETS: &[Target] = &[
         name: "proof",
         seeds: seeds::proofs,
         run: proof,
+    },
+    Target {
+        name: "delta",
+        seeds: state::deltas,
+        run: state::delta,
+    },
+    Target {
+        name: "snapshot",
+        seeds: state::snapshots,
+        run: state::snapshot,
     },
 ];
 

@@ -411,6 +411,14 @@ impl Engine {
         first.is_some_and(|chunk| chunk.offset <= start.offset)
     }
 
+    /// Keeps events from a sequence on from being trimmed, by retention or on request, until it is
+    /// set anew: those that say which modules are active. `u64::MAX` keeps nothing.
+    pub fn set_trim_floor(&self, partition: u32, sequence: u64) {
+        if let Ok(shared) = self.shared(partition) {
+            shared.trim_floor.store(sequence, Ordering::Release);
+        }
+    }
+
     /// What a trim would remove. Nothing happens yet.
     ///
     /// # Errors

@@ -168,6 +168,8 @@ pub(crate) struct PartitionShared {
     /// A gate that the writer has not taken yet.
     pub(crate) gate: Mutex<Option<Box<dyn crate::AppendGate>>>,
     pub(crate) gate_waiting: AtomicBool,
+    /// Events from here on are not trimmed.
+    pub(crate) trim_floor: AtomicU64,
     pub(crate) counters: Arc<AtomicCounters>,
     pub(crate) stop_requested: AtomicBool,
     pub(crate) abandoned: AtomicBool,
@@ -220,6 +222,7 @@ impl PartitionShared {
             hooks: RwLock::new(Vec::new()),
             gate: Mutex::new(None),
             gate_waiting: AtomicBool::new(false),
+            trim_floor: AtomicU64::new(u64::MAX),
             counters: start.counters,
             stop_requested: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),

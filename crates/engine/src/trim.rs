@@ -83,7 +83,9 @@ pub(crate) fn plan_trim(shared: &PartitionShared, to: TrimTo) -> TrimPlan {
             TrimTo::Time(time) => footer.last_timestamp_ns < time,
             TrimTo::Bytes(bytes) => left > bytes,
         };
-        if !goes {
+        // What the state of modules needs stays: see `Engine::set_trim_floor`.
+        let needed = footer.last_sequence >= shared.trim_floor.load(Ordering::Acquire);
+        if !goes || needed {
             break;
         }
         left = left.saturating_sub(bytes);

@@ -33,8 +33,9 @@ pub const CREATING_PATH: &str = "metadata/creating";
 
 /// Entries of the data directory that are not the log's, and no reason to warn.
 const KNOWN_OTHERS: &[&str] = &["server", "lost+found"];
-/// Directories of a partition, besides its segments and indexes.
+/// Directories of a partition, besides its segments and indexes. The first is made with the database.
 const SNAPSHOTS_DIR: &str = "snapshots";
+const DELTAS_DIR: &str = "deltas";
 
 /// Why a database cannot be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -470,7 +471,8 @@ fn check_partition_dir(
     do_io("create", &index, storage.durable_create_dir(&index))?;
     let names = list_or_empty(storage, &dir)?;
     let others = names.iter().filter(|name| {
-        !["wal", "index", SNAPSHOTS_DIR, "trim.bin", "trim.bin.new"].contains(&&***name)
+        let known = ["wal", "index", SNAPSHOTS_DIR, DELTAS_DIR, "trim.bin", "trim.bin.new"];
+        !known.contains(&&***name)
     });
     foreign.extend(others.map(|name| format!("{dir}/{name}")));
     Ok(())

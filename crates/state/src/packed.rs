@@ -19,7 +19,8 @@ const DEAD_BYTES_MIN: usize = 512;
 /// Most spare bytes that a growing heap asks for at once.
 const SPARE_BYTES_MAX: usize = 1024;
 
-const _: () = assert!(VALUE_BYTES_MAX < 1 << VALUE_BITS);
+// The overlay puts a tag before a value.
+const _: () = assert!(VALUE_BYTES_MAX + 1 < 1 << VALUE_BITS);
 const _: () = assert!(KEY_BYTES_MAX < 1 << (32 - VALUE_BITS));
 
 /// Bytes that a row takes besides its key and value.

@@ -1,7 +1,7 @@
 //! The tables of one module in one partition: the version that their single writer works on.
 //!
-//! Model: committed rows in one tree for each table, and an overlay with the writes of the running
-//! batch. Reads see the overlay; a commit folds it into the trees in key order, keeps the
+//! Model: committed rows in one tree for each table, and an overlay, a tree too, with the writes of
+//! the running batch. Reads see the overlay; a commit folds it into the trees in key order, keeps the
 //! fingerprint, and gives what really changed. A rollback drops the overlay: the trees were never
 //! touched.
 //!
@@ -9,13 +9,11 @@
 //! from it never contain a part of a batch. Nothing here fails half-way: writes are checked before
 //! they enter the overlay, and a commit cannot fail.
 
-use std::collections::{BTreeMap, btree_map};
-use std::ops::Bound;
-
 use crate::changes::Changes;
 use crate::cursor::{Cursor, Sink, scan_backward, scan_forward};
 use crate::fingerprint::Fingerprint;
 use crate::limits::{KEY_BYTES_MAX, TABLES_MAX, VALUE_BYTES_MAX, to_u64};
+use crate::overlay::{TreeRows, overlay_write, scan_merged, written};
 use crate::tree::Tree;
 use crate::view::View;
 
@@ -45,16 +43,15 @@ pub enum TableError {
     },
 }
 
-type Pending = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
-
 /// The tables of one module in one partition, with at most one running batch.
 #[derive(Debug)]
 pub struct Tables {
     trees: Vec<Tree>,
     fingerprint: Fingerprint,
-    /// Writes of the running batch, for each table; empty maps between batches.
-    pending: Vec<Pending>,
-    pending_bytes: u64,
+    /// Writes of the running batch, for each table; empty between batches.
+    overlay: Vec<Tree>,
+    /// The value of one write with its tag.
+    tagged: Vec<u8>,
     running: bool,
 }
 
@@ -70,12 +67,12 @@ impl Tables {
     }
 
     pub(crate) fn of(trees: Vec<Tree>, fingerprint: Fingerprint) -> Tables {
-        let pending = trees.iter().map(|_| Pending::new()).collect();
+        let overlay = trees.iter().map(|_| Tree::default()).collect();
         Tables {
             trees,
             fingerprint,
-            pending,
-            pending_bytes: 0,
+            overlay,
+            tagged: Vec::new(),
             running: false,
         }
     }
@@ -124,10 +121,10 @@ impl Tables {
         self.trees.iter().map(Tree::copied).sum()
     }
 
-    /// Bytes of keys and values that the running batch has written, an upper bound of the memory
-    /// that its commit needs. Between batches 0.
+    /// Bytes of keys and values in the running batch's writes, and one more for each row. Between
+    /// batches 0.
     pub fn pending_bytes(&self) -> u64 {
-        self.pending_bytes
+        self.overlay.iter().map(Tree::row_bytes).sum()
     }
 
     /// Whether a batch is running.
@@ -147,8 +144,8 @@ impl Tables {
     /// The value of a row, as the running batch sees it. None if there is no such row or table.
     pub fn get(&self, table: u32, key: &[u8]) -> Option<&[u8]> {
         let at = usize::try_from(table).ok()?;
-        match self.pending.get(at)?.get(key) {
-            Some(pending) => pending.as_deref(),
+        match self.overlay.get(at)?.get(key) {
+            Some(value) => written(value),
             None => self.trees[at].get(key),
         }
     }
@@ -169,11 +166,15 @@ impl Tables {
         let Some(at) = self.index(table) else {
             return false;
         };
-        let (tree, pending) = (&self.trees[at], &self.pending[at]);
-        if pending.is_empty() {
+        let (tree, overlay) = (&self.trees[at], &self.overlay[at]);
+        if overlay.rows() == 0 {
             scan_tree(tree, start, end, limit, reverse, sink)
         } else {
-            scan_merged(tree, pending, start, end, limit, reverse, sink)
+            let rows = TreeRows::new(tree, (start, end), reverse);
+            match scan_merged(rows, overlay, (start, end), limit, reverse, sink) {
+                Ok(more) => more,
+                Err(never) => match never {},
+            }
         }
     }
 
@@ -204,17 +205,7 @@ impl Tables {
             let bytes = value.len();
             return Err(TableError::ValueTooLong { bytes });
         }
-        self.pending_bytes += to_u64(key.len() + value.len());
-        match self.pending[at].get_mut(key) {
-            Some(Some(present)) => {
-                present.clear();
-                present.extend_from_slice(value);
-            }
-            Some(deleted) => *deleted = Some(value.to_vec()),
-            None => {
-                self.pending[at].insert(key.to_vec(), Some(value.to_vec()));
-            }
-        }
+        overlay_write(&mut self.overlay[at], key, Some(value), &mut self.tagged);
         Ok(())
     }
 
@@ -228,13 +219,9 @@ impl Tables {
     pub fn delete(&mut self, table: u32, key: &[u8]) -> Result<bool, TableError> {
         let at = self.writable(table)?;
         check_key(key)?;
-        if let Some(pending) = self.pending[at].get_mut(key) {
-            return Ok(pending.take().is_some());
-        }
-        let exists = self.trees[at].get(key).is_some();
+        let exists = self.get(table, key).is_some();
         if exists {
-            self.pending_bytes += to_u64(key.len());
-            self.pending[at].insert(key.to_vec(), None);
+            overlay_write(&mut self.overlay[at], key, None, &mut self.tagged);
         }
         Ok(exists)
     }
@@ -254,23 +241,15 @@ impl Tables {
         end: Option<&[u8]>,
     ) -> Result<u64, TableError> {
         let at = self.writable(table)?;
-        if end.is_some_and(|end| end <= start) {
-            return Ok(0);
-        }
-        let (tree, pending) = (&self.trees[at], &mut self.pending[at]);
-        let mut deleted = 0;
-        for (_, value) in pending.range_mut::<[u8], _>(bounds(start, end)) {
-            deleted += u64::from(value.take().is_some());
-        }
-        scan_forward(tree, start, end, u64::MAX, &mut |key, _| {
-            if !pending.contains_key(key) {
-                deleted += 1;
-                self.pending_bytes += to_u64(key.len());
-                pending.insert(key.to_vec(), None);
-            }
+        let mut keys = Vec::new();
+        self.scan(table, start, end, u64::MAX, false, &mut |key, _| {
+            keys.push(key.to_vec());
             true
         });
-        Ok(deleted)
+        for key in &keys {
+            overlay_write(&mut self.overlay[at], key, None, &mut self.tagged);
+        }
+        Ok(to_u64(keys.len()))
     }
 
     /// Ends the running batch: its writes become the committed version. Gives the rows that are
@@ -283,14 +262,17 @@ impl Tables {
         let mut changes = Changes::new();
         for table in 0..self.table_count() {
             let at = self.index(table).expect("one of the tables");
-            let pending = std::mem::take(&mut self.pending[at]);
-            for (key, value) in pending {
-                if self.change(at, table, &key, value.as_deref()) {
-                    changes.push(table, &key, value.as_deref());
+            let overlay = std::mem::take(&mut self.overlay[at]);
+            let mut writes = Cursor::at_or_after(&overlay, b"");
+            while let Some((key, value)) = writes.row() {
+                let value = written(value);
+                if self.change(at, table, key, value) {
+                    changes.push(table, key, value);
                 }
+                writes.advance();
             }
         }
-        (self.running, self.pending_bytes) = (false, 0);
+        self.running = false;
         changes
     }
 
@@ -300,8 +282,8 @@ impl Tables {
     /// If no batch is running: a bug of the caller.
     pub fn rollback(&mut self) {
         assert!(self.running, "there is a batch to roll back");
-        self.pending.iter_mut().for_each(BTreeMap::clear);
-        (self.running, self.pending_bytes) = (false, 0);
+        self.overlay.fill(Tree::default());
+        self.running = false;
     }
 
     /// Applies what an earlier commit gave, or a diff, to the committed version.
@@ -359,11 +341,6 @@ fn check_key(key: &[u8]) -> Result<(), TableError> {
     Ok(())
 }
 
-fn bounds<'k>(start: &'k [u8], end: Option<&'k [u8]>) -> (Bound<&'k [u8]>, Bound<&'k [u8]>) {
-    let end = end.map_or(Bound::Unbounded, Bound::Excluded);
-    (Bound::Included(start), end)
-}
-
 pub(crate) fn scan_tree(
     tree: &Tree,
     start: &[u8],
@@ -376,86 +353,5 @@ pub(crate) fn scan_tree(
         scan_backward(tree, start, end, limit, sink)
     } else {
         scan_forward(tree, start, end, limit, sink)
-    }
-}
-
-/// A scan over committed rows and the running batch's writes, which hide them.
-fn scan_merged(
-    tree: &Tree,
-    pending: &Pending,
-    start: &[u8],
-    end: Option<&[u8]>,
-    limit: u64,
-    reverse: bool,
-    sink: Sink<'_>,
-) -> bool {
-    if end.is_some_and(|end| end <= start) {
-        return false;
-    }
-    let mut writes = pending.range::<[u8], _>(bounds(start, end));
-    let mut cursor = if reverse {
-        Cursor::before(tree, end)
-    } else {
-        Cursor::at_or_after(tree, start)
-    };
-    let is_within = |key: &[u8]| {
-        if reverse {
-            key >= start
-        } else {
-            end.is_none_or(|end| key < end)
-        }
-    };
-    let mut write = next_write(&mut writes, reverse);
-    let mut left = limit;
-    loop {
-        let row = cursor.row().filter(|(key, _)| is_within(key));
-        let comes_first = match (row, write) {
-            (None, None) => return false,
-            (Some(_), None) => true,
-            (None, Some(_)) => false,
-            (Some((key, _)), Some((written, _))) if key == written => {
-                // Hidden by the write.
-                step(&mut cursor, reverse);
-                continue;
-            }
-            (Some((key, _)), Some((written, _))) => (key < &written[..]) != reverse,
-        };
-        let (key, value) = match (row, write) {
-            (Some(row), _) if comes_first => {
-                step(&mut cursor, reverse);
-                row
-            }
-            (_, Some((key, value))) => {
-                write = next_write(&mut writes, reverse);
-                let Some(value) = value else {
-                    continue;
-                };
-                (&key[..], &value[..])
-            }
-            _ => unreachable!("one of the two comes first"),
-        };
-        if left == 0 || !sink(key, value) {
-            return true;
-        }
-        left -= 1;
-    }
-}
-
-fn next_write<'p>(
-    writes: &mut btree_map::Range<'p, Vec<u8>, Option<Vec<u8>>>,
-    reverse: bool,
-) -> Option<(&'p Vec<u8>, &'p Option<Vec<u8>>)> {
-    if reverse {
-        writes.next_back()
-    } else {
-        writes.next()
-    }
-}
-
-fn step(cursor: &mut Cursor<'_>, reverse: bool) {
-    if reverse {
-        cursor.retreat();
-    } else {
-        cursor.advance();
     }
 }

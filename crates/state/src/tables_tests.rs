@@ -398,7 +398,7 @@ fn limits_are_refused_by_name_and_change_nothing() {
     assert!(!tables.scan(u32::MAX, b"", None, 1, false, &mut |_, _| true));
     assert_eq!(
         tables.pending_bytes(),
-        (KEY_BYTES_MAX + VALUE_BYTES_MAX) as u64
+        (KEY_BYTES_MAX + VALUE_BYTES_MAX + 1) as u64
     );
     let changes = tables.commit();
     assert_eq!((changes.len(), tables.pending_bytes()), (1, 0));

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -24,6 +24,18 @@ const ARROWS: [(&str, &[&str]); 21] = [
     ("truthdb-example-worldly", &["truthdb-sdk"]),
     ("truthdb-guests", &[]),
     ("truthdb-module", &["truthdb-guests"]),
+    (
+        "truthdb-compute",
+        &[
+            "truthdb-event",
+            "truthdb-io",
+            "truthdb-log",
+            "truthdb-state",
+            "truthdb-engine",
+            "truthdb-guests",
+            "truthdb-module",
+        ],
+    ),
     ("truthdb-api", &["truthdb-event"]),
     ("truthdb-client", &["truthdb-api", "truthdb-event"]),
     (
@@ -33,6 +45,8 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "truthdb-io",
             "truthdb-log",
             "truthdb-engine",
+            "truthdb-module",
+            "truthdb-compute",
             "truthdb-api",
             "truthdb-client",
         ],
@@ -43,7 +57,10 @@ const ARROWS: [(&str, &[&str]); 21] = [
             "truthdb-event",
             "truthdb-io",
             "truthdb-log",
+            "truthdb-state",
             "truthdb-engine",
+            "truthdb-module",
+            "truthdb-compute",
         ],
     ),
     ("truthdb-flights", &["truthdb-event", "truthdb-client"]),

@@ -1,0 +1,223 @@
+//! Query operators: a guest per partition over tables that it cannot write, then one merge.
+
+use std::collections::BTreeMap;
+
+use truthdb_module::{Halt, InstanceContext, Moment, Page, module_seed};
+
+use crate::answer::{AnswerRow, QueryAnswer, Stamp};
+use crate::catalogue::{Generation, Step};
+use crate::error::ComputeError;
+use crate::guest::{Guest, Program};
+use crate::programs::Found;
+use crate::read::{Deadline, Reads, State};
+use crate::request::{QUERY_ARGUMENTS_BYTES_MAX, QueryRequest};
+use crate::tables::ReadTables;
+
+/// Bytes of rows that one partition may add to a query's answer.
+pub const QUERY_PART_BYTES_MAX: usize = 16 << 20;
+
+/// The operator of a query, ready to run.
+struct Operator {
+    generation: Generation,
+    program: std::sync::Arc<dyn Program>,
+}
+
+impl Reads {
+    /// Calls a query operator. Runs guests on the calling thread, which needs a stack of
+    /// [`crate::STACK_BYTES_MIN`].
+    pub(crate) fn query(&self, request: &QueryRequest) -> Result<QueryAnswer, ComputeError> {
+        self.require_query()?;
+        if request.arguments.len() > QUERY_ARGUMENTS_BYTES_MAX {
+            return Err(ComputeError::invalid(format!(
+                "the arguments have {} bytes, at most {QUERY_ARGUMENTS_BYTES_MAX} are allowed",
+                request.arguments.len()
+            )));
+        }
+        let deadline = self.deadline(&request.options);
+        let operator = self.operator(&request.operator)?;
+        let mut stamps = Vec::new();
+        let mut parts = Vec::new();
+        for partition in self.asked(request.partition, &request.options)? {
+            let states = self.states(partition, &operator.generation, request, deadline)?;
+            parts.push(self.run_operator(&operator, partition, &states, request, deadline)?);
+            stamps.extend(states.into_values().map(|state| state.stamp));
+        }
+        let rows = self.merge(&operator, request, parts)?;
+        Ok(QueryAnswer {
+            rows: rows
+                .rows()
+                .map(|(key, value)| AnswerRow {
+                    key: key.to_vec(),
+                    value: value.to_vec(),
+                })
+                .collect(),
+            operator_hash: operator.generation.hash,
+            stamps,
+            fuel: 0,
+        })
+    }
+
+    fn operator(&self, name: &str) -> Result<Operator, ComputeError> {
+        let catalogue = self.partitions[0].catalogue();
+        let life = catalogue.modules.get(name);
+        let generation = life.and_then(|life| life.current()).cloned();
+        let generation = generation.ok_or_else(|| ComputeError::NoSuchModule {
+            module: name.to_owned(),
+        })?;
+        if generation.manifest.kind != truthdb_module::ModuleKind::Query {
+            return Err(ComputeError::invalid(format!(
+                "module {name:?} is a {}, not a query; read its tables by get and scan",
+                generation.manifest.kind
+            )));
+        }
+        match self.programs.load(0, &step_of(&generation)) {
+            Found::Ready(program) => Ok(Operator {
+                generation,
+                program,
+            }),
+            Found::Failed(reason) => Err(ComputeError::Guest {
+                module: name.to_owned(),
+                reason: reason.to_string(),
+            }),
+            Found::Loading => Err(ComputeError::Guest {
+                module: name.to_owned(),
+                reason: "its code is being made ready; ask again".to_owned(),
+            }),
+        }
+    }
+
+    /// The states that an operator reads in a partition, all at the same sequence.
+    fn states(
+        &self,
+        partition: u32,
+        operator: &Generation,
+        request: &QueryRequest,
+        deadline: Deadline,
+    ) -> Result<BTreeMap<String, State>, ComputeError> {
+        let at = self.sequence_of(partition, &request.options.at)?;
+        let mut states = BTreeMap::new();
+        for table in &operator.manifest.tables {
+            if !states.contains_key(&table.module) {
+                let state = self.state(partition, &table.module, at, &request.options, deadline)?;
+                states.insert(table.module.clone(), state);
+            }
+        }
+        let lowest = states.values().map(|state| state.stamp.sequence).min();
+        if let (None, Some(lowest)) = (at, lowest) {
+            for (module, state) in &mut states {
+                if state.stamp.sequence > lowest {
+                    *state =
+                        self.state(partition, module, Some(lowest), &request.options, deadline)?;
+                }
+            }
+        }
+        Ok(states)
+    }
+
+    fn run_operator(
+        &self,
+        operator: &Operator,
+        partition: u32,
+        states: &BTreeMap<String, State>,
+        request: &QueryRequest,
+        deadline: Deadline,
+    ) -> Result<Page, ComputeError> {
+        let mut tables = Box::new(ReadTables::default());
+        for table in &operator.generation.manifest.tables {
+            let state = states.get(&table.module).expect("every owner was asked");
+            let index = state.manifest.tables.iter().position(|t| t.name == table.name);
+            let index = index.and_then(|index| u32::try_from(index).ok());
+            let index = index.ok_or_else(|| ComputeError::NoSuchTable {
+                module: table.module.clone(),
+                table: table.name.clone(),
+                tables: crate::read::table_names(&state.manifest).join(", "),
+            })?;
+            tables.tables.push((state.view.clone(), index));
+        }
+        let stamp = states.values().next().map(|state| state.stamp.clone());
+        let moment = moment_of(stamp.as_ref());
+        let mut guest = self.guest(operator, partition, moment)?;
+        let mut part = Page::default();
+        let mut resume = Vec::new();
+        loop {
+            deadline.left(&self.world)?;
+            let (back, answer) = guest.run(tables, &moment, &request.arguments, &resume);
+            tables = back;
+            let answer = answer.map_err(|halt| failed(&request.operator, &halt))?;
+            for (key, value) in answer.rows.rows() {
+                part.push(key, value);
+            }
+            if part.data.len() > QUERY_PART_BYTES_MAX {
+                return Err(ComputeError::Guest {
+                    module: request.operator.clone(),
+                    reason: format!(
+                        "its rows of partition {partition} exceed QUERY_PART_BYTES_MAX, {QUERY_PART_BYTES_MAX} bytes"
+                    ),
+                });
+            }
+            if !answer.rows.more {
+                return Ok(part);
+            }
+            resume = answer.resume;
+        }
+    }
+
+    fn guest(
+        &self,
+        operator: &Operator,
+        partition: u32,
+        moment: Moment,
+    ) -> Result<Box<dyn Guest>, ComputeError> {
+        let hash = &operator.generation.hash;
+        let context = InstanceContext {
+            seed: module_seed(&self.engine.database_id(), hash, partition),
+            sequence: moment.sequence,
+            time: moment.time,
+        };
+        let name = &operator.generation.manifest.name;
+        operator
+            .program
+            .instantiate(&context)
+            .map_err(|halt| failed(name, &halt))
+    }
+
+    fn merge(
+        &self,
+        operator: &Operator,
+        request: &QueryRequest,
+        parts: Vec<Page>,
+    ) -> Result<Page, ComputeError> {
+        let mut guest = self.guest(operator, 0, moment_of(None))?;
+        guest
+            .merge(&request.arguments, parts)
+            .map_err(|halt| failed(&request.operator, &halt))
+    }
+}
+
+fn moment_of(stamp: Option<&Stamp>) -> Moment {
+    Moment {
+        sequence: stamp.map_or(0, |stamp| stamp.sequence),
+        time: stamp.map_or(0, |stamp| stamp.timestamp_ns),
+    }
+}
+
+fn failed(module: &str, halt: &Halt) -> ComputeError {
+    ComputeError::Guest {
+        module: module.to_owned(),
+        reason: halt.to_string(),
+    }
+}
+
+/// The step that a generation without tables is loaded by.
+pub(crate) fn step_of(generation: &Generation) -> Step {
+    Step {
+        from_sequence: generation.from_sequence,
+        generation: generation.number,
+        hash: generation.hash,
+        manifest: std::sync::Arc::clone(&generation.manifest),
+        limits: generation.limits,
+        wasi: generation.wasi,
+        semantics_id: generation.semantics_id,
+        migrate: false,
+    }
+}

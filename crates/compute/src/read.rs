@@ -1,0 +1,622 @@
+//! Reads of state: now, and as of any moment before.
+//!
+//! A state at a sequence is that after the last batch that ends there or before. It is taken from
+//! the versions in memory, else from the nearest version or snapshot and the delta log, and where
+//! the files do not reach, the guest is run from the last place where its memory began. All of these
+//! give the same bytes, since the fold made what they hold.
+//!
+//! Nothing here can write: guests of queries have no call for it. Waiting is bounded by deadlines.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
+use truthdb_io::World;
+use truthdb_module::Manifest;
+use truthdb_state::{Tables, View};
+
+use crate::answer::{FoldState, Row, RowsAnswer, Stamp};
+use crate::catalogue::Catalogue;
+use crate::config::ComputeConfig;
+use crate::error::ComputeError;
+use crate::programs::Programs;
+use crate::reader::LogReader;
+use crate::request::{At, GetRequest, PAGE_BYTES_MAX, PAGE_ROWS_MAX, ReadOptions, ScanRequest};
+use crate::runner::{Runner, Source};
+use crate::shared::{PartitionShared, Version};
+use crate::store::PastFiles;
+use crate::token::Token;
+
+/// Past states kept for the next page of a scan, all modules.
+const PAST_STATES_MAX: usize = 32;
+/// Version of page tokens.
+const PAGE_TOKEN_VERSION: u8 = 1;
+
+/// A state that can be read.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) view: View,
+    pub(crate) stamp: Stamp,
+    pub(crate) manifest: Arc<Manifest>,
+}
+
+struct PastState {
+    partition: u32,
+    module: String,
+    line: u32,
+    sequence: u64,
+    view: View,
+}
+
+/// See the module's description.
+pub(crate) struct Reads {
+    pub(crate) engine: Engine,
+    pub(crate) world: World,
+    pub(crate) config: Arc<ComputeConfig>,
+    pub(crate) programs: Arc<Programs>,
+    pub(crate) partitions: Vec<Arc<PartitionShared>>,
+    pub(crate) files: PastFiles,
+    /// Folds run on their own threads, so that waiting for them makes sense.
+    pub(crate) threaded: bool,
+    past: Mutex<VecDeque<PastState>>,
+}
+
+/// When a query must have ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    at: u64,
+    ms: u64,
+}
+
+impl Deadline {
+    pub(crate) fn left(&self, world: &World) -> Result<Duration, ComputeError> {
+        let now = world.clock.monotonic_ns();
+        match self.at.checked_sub(now) {
+            Some(left) if left > 0 => Ok(Duration::from_nanos(left)),
+            _ => Err(ComputeError::Deadline {
+                deadline_ms: self.ms,
+            }),
+        }
+    }
+}
+
+impl Reads {
+    pub(crate) fn new(
+        engine: &Engine,
+        world: &World,
+        config: &Arc<ComputeConfig>,
+        programs: &Arc<Programs>,
+        partitions: &[Arc<PartitionShared>],
+        threaded: bool,
+    ) -> Reads {
+        Reads {
+            files: PastFiles::new(engine, world, partitions),
+            engine: engine.clone(),
+            world: world.clone(),
+            config: Arc::clone(config),
+            programs: Arc::clone(programs),
+            partitions: partitions.to_vec(),
+            threaded,
+            past: Mutex::new(VecDeque::new()),
+        }
+    }
+
+    pub(crate) fn deadline(&self, options: &ReadOptions) -> Deadline {
+        let most = u64::try_from(self.config.query_deadline.as_millis()).unwrap_or(u64::MAX);
+        let ms = options.deadline_ms.unwrap_or(most).min(most);
+        Deadline {
+            at: self.world.clock.monotonic_ns().saturating_add(ms.saturating_mul(1_000_000)),
+            ms,
+        }
+    }
+
+    pub(crate) fn require_query(&self) -> Result<(), ComputeError> {
+        if self.config.query {
+            Ok(())
+        } else {
+            Err(ComputeError::Role { role: "query" })
+        }
+    }
+
+    /// The partitions that a request asks.
+    pub(crate) fn asked(
+        &self,
+        partition: Option<u32>,
+        options: &ReadOptions,
+    ) -> Result<Vec<u32>, ComputeError> {
+        let count = self.engine.partition_count();
+        let check = |token: &Token| match token.entries().find(|(p, _)| *p >= count) {
+            Some(_) => Err(ComputeError::ForeignToken {
+                token: token.clone(),
+                count,
+            }),
+            None => Ok(()),
+        };
+        if let Some(token) = &options.min_sequence {
+            check(token)?;
+        }
+        let mut asked: Vec<u32> = match partition {
+            Some(partition) if partition >= count => {
+                return Err(ComputeError::NoSuchPartition { partition, count });
+            }
+            Some(partition) => vec![partition],
+            None => (0..count).collect(),
+        };
+        if let At::Token(token) = &options.at {
+            check(token)?;
+            asked.retain(|partition| token.get(*partition).is_some());
+            if asked.is_empty() {
+                return Err(ComputeError::invalid(format!(
+                    "the token {token} names none of the partitions that are asked"
+                )));
+            }
+        }
+        Ok(asked)
+    }
+
+    /// The sequence of a moment in a partition; `None`: whatever is applied.
+    pub(crate) fn sequence_of(
+        &self,
+        partition: u32,
+        at: &At,
+    ) -> Result<Option<u64>, ComputeError> {
+        match at {
+            At::Now => Ok(None),
+            At::Token(token) => Ok(token.get(partition)),
+            At::Time(time) => {
+                let page = self.engine.read(&ReadRequest {
+                    partition,
+                    from: ReadFrom::Time(*time),
+                    direction: Direction::Backward,
+                    filter: Filter::default(),
+                    events_max: 1,
+                    bytes_max: 1,
+                })?;
+                Ok(Some(page.batches.last().map_or(0, |batch| batch.last_sequence())))
+            }
+        }
+    }
+
+    /// A module's state at a sequence (none: as far as applied, but at least `least`).
+    pub(crate) fn state(
+        &self,
+        partition: u32,
+        module: &str,
+        at: Option<u64>,
+        options: &ReadOptions,
+        deadline: Deadline,
+    ) -> Result<State, ComputeError> {
+        let least = options.min_sequence.as_ref().and_then(|token| token.get(partition));
+        let shared = &self.partitions[partition as usize];
+        let wanted = at.unwrap_or(0).max(least.unwrap_or(0));
+        self.wait_controlled(shared, module, wanted, deadline)?;
+        let catalogue = shared.catalogue();
+        let no_module = || ComputeError::NoSuchModule {
+            module: module.to_owned(),
+        };
+        let life = catalogue.modules.get(module).ok_or_else(no_module)?;
+        let generation = match (options.generation, at) {
+            (Some(number), _) => life.generation(number),
+            (None, None) => life.current(),
+            (None, Some(sequence)) => life.at(sequence),
+        };
+        let Some(generation) = generation.filter(|g| g.manifest.kind.owns_tables()) else {
+            let Some(first) = life.generations.first() else {
+                return Err(no_module());
+            };
+            if !first.manifest.kind.owns_tables() {
+                return Err(ComputeError::invalid(format!(
+                    "module {module:?} is a {}: it has no tables of its own",
+                    first.manifest.kind
+                )));
+            }
+            if at.is_none() && options.generation.is_none() {
+                return Err(no_module());
+            }
+            return Err(ComputeError::NoState {
+                module: module.to_owned(),
+                partition,
+                sequence: at.unwrap_or(0),
+                reason: "no generation of it answers there".to_owned(),
+            });
+        };
+        let line = generation.line;
+        let version = match at {
+            None => self.newest(shared, module, line, least, deadline)?,
+            Some(sequence) => self.past(&catalogue, partition, module, line, sequence, deadline)?,
+        };
+        let sequence = at.unwrap_or(version.sequence);
+        let spec = catalogue.line(module, line).ok_or_else(no_module)?;
+        let step = &spec.steps[spec.step_at(version.sequence)];
+        let stamp = Stamp {
+            partition,
+            module: module.to_owned(),
+            generation: step.generation,
+            module_hash: step.hash,
+            sequence,
+            timestamp_ns: self.time_of(partition, sequence),
+            fingerprint: version.view.fingerprint(),
+        };
+        Ok(State {
+            view: version.view,
+            stamp,
+            manifest: Arc::clone(&step.manifest),
+        })
+    }
+
+    /// The time of an event; 0 if it is gone.
+    fn time_of(&self, partition: u32, sequence: u64) -> u64 {
+        if sequence == 0 || sequence > self.engine.committed(partition) {
+            return 0;
+        }
+        let page = self.engine.read(&ReadRequest {
+            partition,
+            from: ReadFrom::Sequence(sequence),
+            direction: Direction::Forward,
+            filter: Filter::default(),
+            events_max: 1,
+            bytes_max: 1,
+        });
+        page.ok()
+            .and_then(|page| page.batches.first().map(|batch| batch.timestamp_ns))
+            .unwrap_or(0)
+    }
+
+    /// Waits until the control events up to a sequence are known.
+    fn wait_controlled(
+        &self,
+        shared: &PartitionShared,
+        module: &str,
+        wanted: u64,
+        deadline: Deadline,
+    ) -> Result<(), ComputeError> {
+        loop {
+            let applied = shared.controlled();
+            if applied >= wanted {
+                return Ok(());
+            }
+            let not_yet = ComputeError::NotYet {
+                module: module.to_owned(),
+                partition: shared.partition,
+                applied,
+                wanted,
+            };
+            if !self.threaded {
+                return Err(not_yet);
+            }
+            let left = deadline.left(&self.world).map_err(|_| not_yet)?;
+            shared.wait_controlled(wanted, left);
+        }
+    }
+
+    fn newest(
+        &self,
+        shared: &PartitionShared,
+        module: &str,
+        line: u32,
+        least: Option<u64>,
+        deadline: Deadline,
+    ) -> Result<Version, ComputeError> {
+        let least = least.unwrap_or(0);
+        loop {
+            // Between the event and the fold's next step there is no line yet.
+            if let Some(line) = shared.line(module, line) {
+                let (version, state) = line.version();
+                if version.sequence >= least {
+                    return Ok(version);
+                }
+                if let FoldState::Halted { sequence, reason } = state {
+                    return Err(ComputeError::Halted {
+                        module: module.to_owned(),
+                        partition: shared.partition,
+                        sequence,
+                        reason,
+                    });
+                }
+                let left = self.wait_left(module, shared.partition, version.sequence, least, deadline)?;
+                line.wait_beyond(version.sequence, left);
+            } else {
+                let left = self.wait_left(module, shared.partition, 0, least, deadline)?;
+                shared.wait_controlled(u64::MAX, left.min(Duration::from_millis(1)));
+            }
+        }
+    }
+
+    fn wait_left(
+        &self,
+        module: &str,
+        partition: u32,
+        applied: u64,
+        wanted: u64,
+        deadline: Deadline,
+    ) -> Result<Duration, ComputeError> {
+        let not_yet = ComputeError::NotYet {
+            module: module.to_owned(),
+            partition,
+            applied,
+            wanted,
+        };
+        if !self.threaded {
+            return Err(not_yet);
+        }
+        deadline.left(&self.world).map_err(|_| not_yet)
+    }
+
+    /// The version of a line at a sequence.
+    fn past(
+        &self,
+        catalogue: &Catalogue,
+        partition: u32,
+        module: &str,
+        line: u32,
+        sequence: u64,
+        deadline: Deadline,
+    ) -> Result<Version, ComputeError> {
+        let spec = catalogue.line(module, line).ok_or_else(|| ComputeError::NoSuchModule {
+            module: module.to_owned(),
+        })?;
+        if sequence < spec.first_sequence() {
+            let count = u32::try_from(spec.steps[0].manifest.tables.len()).unwrap_or(0);
+            return Ok(Version {
+                sequence,
+                timestamp_ns: 0,
+                view: Tables::new(count).view(),
+            });
+        }
+        let shared = &self.partitions[partition as usize];
+        let mut base = None;
+        if let Some(live) = shared.line(module, line) {
+            let version = self.newest(shared, module, line, Some(sequence), deadline)?;
+            if version.sequence == sequence {
+                return Ok(version);
+            }
+            base = live.version_at(sequence).filter(|(_, boundary)| *boundary);
+        }
+        if let Some((version, _)) = base.as_ref().filter(|(v, _)| v.sequence == sequence) {
+            return Ok(version.clone());
+        }
+        if let Some(view) = self.remembered(partition, module, line, sequence) {
+            return Ok(Version {
+                sequence,
+                timestamp_ns: 0,
+                view,
+            });
+        }
+        let spec = Arc::new(spec);
+        let source = Source::Here(Arc::clone(&self.programs));
+        let database_id = self.engine.database_id();
+        let empty = Runner::new(database_id, partition, Arc::clone(&spec), source.clone());
+        let near = base.map(|(version, _)| {
+            let tables = Tables::from_view(&version.view);
+            let (at, time) = (version.sequence, version.timestamp_ns);
+            Runner::at(database_id, partition, spec, source, tables, at, time)
+        });
+        let brought = self.files.bring_to(partition, empty, near, sequence);
+        let mut runner = brought.runner;
+        if !brought.is_complete {
+            self.run_to(&mut runner, partition, sequence, deadline)?;
+        }
+        let view = runner.view();
+        self.remember(partition, module, line, sequence, &view);
+        Ok(Version {
+            sequence,
+            timestamp_ns: runner.timestamp_ns,
+            view,
+        })
+    }
+
+    /// Runs the guest from where the files end.
+    fn run_to(
+        &self,
+        runner: &mut Runner,
+        partition: u32,
+        sequence: u64,
+        deadline: Deadline,
+    ) -> Result<(), ComputeError> {
+        let mut reader = LogReader::new(&self.engine, partition, runner.applied + 1);
+        while let Some(batch) = reader.next_batch(sequence)? {
+            runner.apply(&batch).map_err(|stop| ComputeError::Halted {
+                module: runner.spec.module.clone(),
+                partition,
+                sequence: batch.first_sequence,
+                reason: stop.to_string(),
+            })?;
+            if self.threaded {
+                deadline.left(&self.world)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remembered(&self, partition: u32, module: &str, line: u32, sequence: u64) -> Option<View> {
+        let past = self.past.lock();
+        past.iter()
+            .find(|p| {
+                (p.partition, p.line, p.sequence) == (partition, line, sequence)
+                    && p.module == module
+            })
+            .map(|p| p.view.clone())
+    }
+
+    fn remember(&self, partition: u32, module: &str, line: u32, sequence: u64, view: &View) {
+        let mut past = self.past.lock();
+        if past.len() >= PAST_STATES_MAX {
+            past.pop_front();
+        }
+        past.push_back(PastState {
+            partition,
+            module: module.to_owned(),
+            line,
+            sequence,
+            view: view.clone(),
+        });
+    }
+
+    fn table(&self, state: &State, table: &str) -> Result<u32, ComputeError> {
+        let found = state.manifest.tables.iter().position(|t| t.name == table);
+        found
+            .and_then(|index| u32::try_from(index).ok())
+            .ok_or_else(|| ComputeError::NoSuchTable {
+                module: state.stamp.module.clone(),
+                table: table.to_owned(),
+                tables: table_names(&state.manifest).join(", "),
+            })
+    }
+
+    /// One key.
+    pub(crate) fn get(&self, request: &GetRequest) -> Result<RowsAnswer, ComputeError> {
+        self.require_query()?;
+        let deadline = self.deadline(&request.options);
+        let mut answer = RowsAnswer {
+            rows: Vec::new(),
+            stamps: Vec::new(),
+            next: None,
+        };
+        for partition in self.asked(request.partition, &request.options)? {
+            let at = self.sequence_of(partition, &request.options.at)?;
+            let state = self.state(partition, &request.module, at, &request.options, deadline)?;
+            let table = self.table(&state, &request.table)?;
+            if let Some(value) = state.view.get(table, &request.key) {
+                answer.rows.push(Row {
+                    partition,
+                    key: request.key.clone(),
+                    value: value.to_vec(),
+                });
+            }
+            answer.stamps.push(state.stamp);
+        }
+        Ok(answer)
+    }
+
+    /// A range of keys.
+    pub(crate) fn scan(&self, request: &ScanRequest) -> Result<RowsAnswer, ComputeError> {
+        self.require_query()?;
+        if request.limit == 0 || request.limit > PAGE_ROWS_MAX {
+            return Err(ComputeError::invalid(format!(
+                "limit must be 1 to {PAGE_ROWS_MAX}, it is {}",
+                request.limit
+            )));
+        }
+        let mut request = request.clone();
+        if let Some(page) = request.page.take() {
+            continue_page(&mut request, &page)?;
+        }
+        let deadline = self.deadline(&request.options);
+        let mut pages = Vec::new();
+        let mut stamps = Vec::new();
+        for partition in self.asked(request.partition, &request.options)? {
+            let at = self.sequence_of(partition, &request.options.at)?;
+            let state = self.state(partition, &request.module, at, &request.options, deadline)?;
+            let table = self.table(&state, &request.table)?;
+            pages.push(partition_page(&state.view, table, partition, &request));
+            stamps.push(state.stamp);
+        }
+        let token: Token = stamps.iter().map(|s| (s.partition, s.sequence)).collect();
+        let (rows, more) = merge_pages(pages, &request);
+        let next = match rows.last() {
+            Some(last) if more => Some(encode_page(&token, &last.key)),
+            _ => None,
+        };
+        Ok(RowsAnswer { rows, stamps, next })
+    }
+}
+
+pub(crate) fn table_names(manifest: &Manifest) -> Vec<String> {
+    manifest.tables.iter().map(|t| t.name.clone()).collect()
+}
+
+/// Up to a limit of rows of one partition, and whether there are more.
+fn partition_page(
+    view: &View,
+    table: u32,
+    partition: u32,
+    request: &ScanRequest,
+) -> (Vec<Row>, bool) {
+    let mut rows = Vec::new();
+    let mut bytes = 0;
+    let (limit, reverse) = (u64::from(request.limit), request.reverse);
+    let end = request.end.as_deref();
+    let more = view.scan(table, &request.start, end, limit, reverse, &mut |key, value| {
+        bytes += key.len() + value.len();
+        if !rows.is_empty() && bytes > PAGE_BYTES_MAX {
+            return false;
+        }
+        rows.push(Row {
+            partition,
+            key: key.to_vec(),
+            value: value.to_vec(),
+        });
+        true
+    });
+    (rows, more)
+}
+
+/// Rows of all partitions in one order. What lies beyond the last row of a partition that has more is
+/// left for the next page.
+fn merge_pages(pages: Vec<(Vec<Row>, bool)>, request: &ScanRequest) -> (Vec<Row>, bool) {
+    let before = |a: &[u8], b: &[u8]| if request.reverse { a > b } else { a < b };
+    let mut bound: Option<Vec<u8>> = None;
+    for (rows, more) in &pages {
+        if let (true, Some(last)) = (*more, rows.last())
+            && bound.as_deref().is_none_or(|bound| before(&last.key, bound))
+        {
+            bound = Some(last.key.clone());
+        }
+    }
+    let mut more = bound.is_some();
+    let mut rows: Vec<Row> = pages.into_iter().flat_map(|(rows, _)| rows).collect();
+    rows.sort_by(|a, b| {
+        let by_key = if request.reverse { b.key.cmp(&a.key) } else { a.key.cmp(&b.key) };
+        by_key.then(a.partition.cmp(&b.partition))
+    });
+    if let Some(bound) = bound {
+        rows.retain(|row| !before(&bound, &row.key));
+    }
+    let limit = request.limit as usize;
+    if rows.len() > limit {
+        // A key is never torn: the page goes on to the end of its last one.
+        let key = rows[limit - 1].key.clone();
+        let end = limit + rows[limit..].iter().take_while(|row| row.key == key).count();
+        more |= rows.len() > end;
+        rows.truncate(end);
+    }
+    (rows, more)
+}
+
+/// A page token: version, length of the moment's text, the text, the last key.
+fn encode_page(token: &Token, last_key: &[u8]) -> Vec<u8> {
+    let text = token.to_string();
+    let length = u32::try_from(text.len()).expect("a token is short");
+    let mut page = vec![PAGE_TOKEN_VERSION];
+    page.extend_from_slice(&length.to_le_bytes());
+    page.extend_from_slice(text.as_bytes());
+    page.extend_from_slice(last_key);
+    page
+}
+
+fn continue_page(request: &mut ScanRequest, page: &[u8]) -> Result<(), ComputeError> {
+    let parsed = (|| {
+        let rest = page.strip_prefix(&[PAGE_TOKEN_VERSION])?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        let (text, key) = rest.split_at_checked(length)?;
+        let token: Token = std::str::from_utf8(text).ok()?.parse().ok()?;
+        Some((token, key))
+    })();
+    let Some((token, key)) = parsed else {
+        return Err(ComputeError::invalid(
+            "the page token is damaged; use that of the answer before unchanged",
+        ));
+    };
+    request.options.at = At::Token(token);
+    request.options.min_sequence = None;
+    if request.reverse {
+        request.end = Some(key.to_vec());
+    } else {
+        request.start = key.to_vec();
+        request.start.push(0);
+    }
+    Ok(())
+}

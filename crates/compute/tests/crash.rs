@@ -1,0 +1,121 @@
+//! Power cuts and kills at every operation of the disk: old or new, never half; derived events once.
+
+mod support;
+
+use support::{Machine, big};
+use truthdb_compute::*;
+use truthdb_io::sim::SimFault;
+use truthdb_module::{Limits, WasiProfile};
+
+/// Publishes and activates an upgrade by rebuild, with appends beside it, until the machine is gone.
+fn upgrade(machine: &mut Machine) {
+    let Ok(inspected) = machine.compute().inspect(&big()) else {
+        return;
+    };
+    let hash = inspected.hash;
+    let publish = machine.compute().submit_publish(inspected);
+    machine.wait(&publish);
+    let _ = machine.try_append(&[("s1", "order", b"a"), ("s1", "order", b"b")]);
+    if !machine.is_up() || publish.error().is_some() {
+        return;
+    }
+    let activate = machine.compute().submit_activate(ActivateRequest {
+        hash,
+        mode: ActivationMode::Rebuild,
+        limits: Limits::default(),
+        wasi: WasiProfile::None,
+    });
+    machine.wait(&activate);
+    for stream in ["s0", "s1", "s2"] {
+        if machine.is_up() {
+            let _ = machine.try_append(&[(stream, "order", b"c")]);
+        }
+    }
+    if machine.is_up() {
+        machine.settle();
+    }
+}
+
+/// Events of a type in all partitions.
+fn events_of(machine: &Machine, event_type: &str) -> u64 {
+    use truthdb_engine::{Direction, Filter, ReadFrom, ReadRequest};
+    let mut count = 0;
+    for partition in 0..machine.partitions {
+        let page = machine
+            .engine()
+            .read(&ReadRequest {
+                partition,
+                from: ReadFrom::Start,
+                direction: Direction::Forward,
+                filter: Filter {
+                    types: vec![event_type.to_owned()],
+                    ..Filter::default()
+                },
+                events_max: 10_000,
+                bytes_max: 8 << 20,
+            })
+            .unwrap();
+        count += page.events().len() as u64;
+    }
+    count
+}
+
+fn check(machine: &Machine, what: &str) -> u32 {
+    let orders = events_of(machine, "order");
+    let status = machine.compute().module("tally").unwrap();
+    let current: Vec<u32> = status
+        .generations
+        .iter()
+        .filter(|g| g.current)
+        .map(|g| g.generation)
+        .collect();
+    assert_eq!(current.len(), machine.partitions as usize, "{what}");
+    assert!(current.iter().all(|g| *g == current[0]), "{what}: {current:?}");
+    assert_eq!(machine.count("tally", "order"), orders * u64::from(current[0]), "{what}");
+    assert_eq!(events_of(machine, "echoed"), orders, "{what}: derived exactly once");
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, [], "{what}");
+    assert!(report.modules.iter().all(|m| m.live), "{what}");
+    current[0]
+}
+
+#[test]
+fn an_upgrade_that_is_cut_off_anywhere_leaves_the_old_version_or_the_new_one() {
+    let mut base = Machine::new(2);
+    base.activate(b"tally", ActivationMode::Rebuild);
+    base.activate(b"echo", ActivationMode::Rebuild);
+    for n in 0..6 {
+        base.append(&[(&format!("s{n}"), "order", b"x")]);
+    }
+    base.settle();
+    assert_eq!(check(&base, "before"), 1);
+    base.live = None;
+    base.world.kill();
+    let image = base.world.image();
+    let (mut old, mut new) = (0, 0);
+    let mut cut = 0;
+    loop {
+        base.world.restore(&image);
+        base.open();
+        base.world.fail_nth(None, cut, SimFault::Crash);
+        upgrade(&mut base);
+        let ended = base.is_up();
+        base.world.clear_planned();
+        base.live = None;
+        base.world.crash();
+        base.open();
+        base.settle();
+        match check(&base, &format!("cut at operation {cut}")) {
+            1 => old += 1,
+            _ => new += 1,
+        }
+        if ended {
+            break;
+        }
+        cut += 3;
+    }
+    assert!(old > 0 && new > 1, "{old} old, {new} new");
+}

@@ -1,0 +1,187 @@
+//! Delta logs and snapshots: they make a start quick and the past near, and are never needed.
+
+mod support;
+
+use support::Machine;
+use truthdb_compute::*;
+
+/// A machine with a history over several memory starts, with a snapshot in the middle.
+fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
+    let mut machine = Machine::new(1);
+    machine.activate(code, ActivationMode::Rebuild);
+    let mut seen = Vec::new();
+    for round in 0..60_u64 {
+        let events: Vec<(String, String)> = (0..200)
+            .map(|n| (format!("s{}", n % 17), format!("{round}-{n}")))
+            .collect();
+        let batch: Vec<(&str, &str, &[u8])> = events
+            .iter()
+            .map(|(stream, payload)| (stream.as_str(), "order", payload.as_bytes()))
+            .collect();
+        machine.append(&batch);
+        if round == 30 {
+            let reply = machine.compute().submit_snapshot(0);
+            machine.wait(&reply);
+        }
+        if round % 7 == 0 {
+            machine.settle();
+            seen.push(machine.rows("tally", "last", At::Now));
+        }
+    }
+    machine.settle();
+    seen.push(machine.rows("tally", "last", At::Now));
+    (machine, seen)
+}
+
+fn derived_files(machine: &Machine) -> Vec<String> {
+    let is_derived = |path: &String| {
+        ["/deltas/", "/snapshots/", "modules/"].iter().any(|part| path.contains(part))
+    };
+    machine.world.paths().into_iter().filter(is_derived).collect()
+}
+
+fn check(machine: &Machine, seen: &[RowsAnswer], what: &str) {
+    let last = seen.last().unwrap();
+    let now = machine.rows("tally", "last", At::Now);
+    assert_eq!(now.stamps[0].fingerprint, last.stamps[0].fingerprint, "{what}");
+    for expected in seen {
+        let again = machine.rows("tally", "last", At::Token(expected.token()));
+        assert_eq!(&again, expected, "{what}");
+    }
+}
+
+#[test]
+fn a_restart_goes_on_from_files_and_runs_few_events_again() {
+    let (mut machine, seen) = history(b"tally");
+    assert_eq!(machine.compute().snapshots(None).unwrap().len(), 1);
+    machine.restart();
+    let status = machine.compute().module("tally").unwrap();
+    let events = status.generations[0].events;
+    assert!(events < EPOCH_EVENTS + 400, "{events} events were given to the guest again");
+    check(&machine, &seen, "from files");
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, []);
+    let module = &report.modules[0];
+    assert!(module.snapshots == 1 && module.deltas >= 60 && module.live, "{module:?}");
+    assert!(module.checkpoints >= 1);
+}
+
+#[test]
+fn without_any_derived_file_the_state_is_the_same() {
+    for code in [&b"tally"[..], b"tally-impure"] {
+        let (mut machine, seen) = history(code);
+        machine.kill();
+        for path in derived_files(&machine) {
+            machine.world.remove_file(&path).unwrap();
+        }
+        machine.open();
+        check(&machine, &seen, "all deleted");
+        // The fold that began anew passed the mark: its snapshot is there again, and the delta log.
+        assert_eq!(machine.compute().snapshots(None).unwrap().len(), 1);
+        machine.restart();
+        check(&machine, &seen, "made again");
+    }
+}
+
+#[test]
+fn a_power_cut_that_takes_what_was_not_flushed_makes_no_difference() {
+    let (mut machine, seen) = history(b"tally-impure");
+    machine.crash();
+    machine.open();
+    check(&machine, &seen, "after a power cut");
+}
+
+#[test]
+fn damage_to_any_derived_file_makes_no_difference() {
+    let (mut machine, seen) = history(b"tally");
+    machine.kill();
+    let image = machine.world.image();
+    for path in derived_files(&machine) {
+        for part in [1, 3, 9] {
+            machine.world.restore(&image);
+            let bytes = machine.world.read_file(&path).unwrap().len() as u64;
+            let offset = (bytes * part / 10).min(bytes.saturating_sub(1));
+            machine.world.corrupt(&path, offset, 0x10).unwrap();
+            machine.open();
+            check(&machine, &seen, &format!("{path} at {offset}"));
+            machine.kill();
+        }
+    }
+}
+
+#[test]
+fn a_past_state_is_the_same_from_memory_files_and_the_log() {
+    let (mut machine, _) = history(b"tally-impure");
+    let last = machine.engine().committed(0);
+    let ask = |machine: &Machine, sequence| {
+        machine.rows("tally", "counts", At::Token(Token::of(0, sequence)))
+    };
+    let points: Vec<u64> = (0..40).map(|n| 1 + n * 7919 % last).collect();
+    let from_memory: Vec<_> = points.iter().map(|point| ask(&machine, *point)).collect();
+    machine.restart();
+    let from_files: Vec<_> = points.iter().map(|point| ask(&machine, *point)).collect();
+    assert_eq!(from_files, from_memory);
+    machine.kill();
+    for path in derived_files(&machine) {
+        machine.world.remove_file(&path).unwrap();
+    }
+    machine.config.compute = false;
+    machine.open();
+    let from_log: Vec<_> = points.iter().map(|point| ask(&machine, *point)).collect();
+    assert_eq!(from_log, from_memory);
+    let again = machine
+        .compute()
+        .replay(
+            &ReplayRequest {
+                module: "tally".to_owned(),
+                code: ReplayCode::Recorded { generation: None },
+                partition: Some(0),
+                to: At::Token(Token::of(0, points[3])),
+                changes_from: None,
+            },
+            &mut NoSink,
+        )
+        .unwrap();
+    assert_eq!(again[0].stamp.fingerprint, from_memory[3].stamps[0].fingerprint);
+}
+
+#[test]
+fn a_page_goes_on_at_the_same_moment() {
+    let (mut machine, seen) = history(b"tally");
+    let mut request = ScanRequest {
+        module: "tally".to_owned(),
+        table: "last".to_owned(),
+        start: Vec::new(),
+        end: None,
+        reverse: false,
+        limit: 5,
+        page: None,
+        partition: None,
+        options: ReadOptions::default(),
+    };
+    for reverse in [false, true] {
+        request.reverse = reverse;
+        request.page = None;
+        let mut rows = Vec::new();
+        loop {
+            let answer = machine.compute().scan(&request).unwrap();
+            rows.extend(answer.rows);
+            match answer.next {
+                Some(next) => request.page = Some(next),
+                None => break,
+            }
+            if rows.len() == 5 {
+                machine.append(&[("s3", "order", b"later")]);
+                machine.settle();
+            }
+        }
+        if !reverse {
+            assert_eq!(rows, seen.last().unwrap().rows);
+        } else {
+            assert!(rows.is_sorted_by(|a, b| a.key > b.key) && rows.len() == 17);
+        }
+    }
+}
