@@ -193,6 +193,9 @@ pub struct GenerationStatus {
     pub emitted: u64,
     /// Last sequence whose derived events are all stored; 0 for modules that emit none.
     pub emitted_through: u64,
+    /// This process's engine is another than the one recorded at the activation: let
+    /// [`crate::Compute::verify`] say whether it makes the same state.
+    pub semantics_differ: bool,
 }
 
 /// A module.

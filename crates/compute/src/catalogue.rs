@@ -256,7 +256,9 @@ impl Catalogue {
         let manifest = Arc::clone(&code.manifest);
         let life = self.modules.entry(module.to_owned()).or_default();
         let ever = !life.generations.is_empty();
-        let current = life.current().map(|current| current.line);
+        let current = life
+            .current()
+            .map(|current| (current.line, current.current_from.unwrap_or(0)));
         let owns_tables = manifest.kind.owns_tables();
         let from_here = from_sequence.unwrap_or(sequence + 1);
         let (line, from_sequence, current_from) = match (owns_tables, mode, current) {
@@ -265,8 +267,9 @@ impl Catalogue {
             (true, ActivationMode::Rebuild, None) => {
                 (*generation, 1, Some(if ever { sequence } else { 0 }))
             }
-            (true, _, Some(line)) => (line, from_here, Some(from_here)),
-            (true, _, None) => (*generation, sequence + 1, Some(sequence + 1)),
+            // A code that takes over at a halt takes over the turn too, but not more than that.
+            (true, _, Some((line, turn))) => (line, from_here, Some(from_here.max(turn))),
+            (true, _, None) => (*generation, sequence + 1, Some(sequence)),
         };
         // A generation that is rebuilt gives way to the next one that is activated.
         for older in &mut life.generations {
@@ -415,15 +418,18 @@ impl Life {
     fn take(&mut self, sequence: u64, fact: &Fact) -> bool {
         match fact {
             Fact::Switched { generation } => {
-                let Some(index) = self.generations.iter().position(|g| g.number == *generation)
+                let Some(index) = self
+                    .generations
+                    .iter()
+                    .position(|g| g.number == *generation)
                 else {
                     return false;
                 };
                 if self.generations[index].retired_at.is_some() {
                     return false;
                 }
-                self.retire_current(sequence);
-                self.generations[index].current_from = Some(sequence + 1);
+                self.retire_current(sequence.saturating_sub(1));
+                self.generations[index].current_from = Some(sequence);
                 self.halts.retain(|halt| halt.generation >= *generation);
             }
             Fact::Halted {

@@ -23,6 +23,7 @@ pub(crate) enum Order {
     Resume { module: String, reason: String },
     Skip(SkipRequest),
     Snapshot,
+    Prune(truthdb_state::PrunePolicy),
 }
 
 /// What became of it.

@@ -302,9 +302,15 @@ impl Compute {
             });
         }
         let bytes = self.module_bytes(&request.hash)?;
-        let load = || self.inner.runtime.load(&bytes, &request.limits, request.wasi);
+        let load = || {
+            self.inner
+                .runtime
+                .load(&bytes, &request.limits, request.wasi)
+        };
         let loaded = self.inner.on_stack(load)?;
-        loaded.map(|_| ()).map_err(|reason| ComputeError::Refused { reason })
+        loaded
+            .map(|_| ())
+            .map_err(|reason| ComputeError::Refused { reason })
     }
 
     /// Removes a module from all partitions. Its states of before can still be asked for.
@@ -386,6 +392,18 @@ impl Compute {
         Ok(self.each(partition, || Order::Snapshot)?.token)
     }
 
+    /// Removes the snapshots that a policy does not keep, in one partition or all.
+    ///
+    /// # Errors
+    /// If a file cannot be removed; some may be gone.
+    pub fn prune_snapshots(
+        &self,
+        partition: Option<u32>,
+        policy: truthdb_state::PrunePolicy,
+    ) -> Result<(), ComputeError> {
+        self.each(partition, || Order::Prune(policy)).map(|_| ())
+    }
+
     /// Hands a command to the fold of a partition without waiting, for whoever drives the folds.
     #[doc(hidden)]
     pub fn submit_publish(&self, inspected: Inspected) -> Arc<Reply> {
@@ -454,9 +472,10 @@ impl Compute {
         reply.wait(COMMAND_WAIT).unwrap_or_else(|| {
             Err(ComputeError::Stopped {
                 partition,
-                reason: "it did not take the command up in time; the status says what it waits for, \
+                reason:
+                    "it did not take the command up in time; the status says what it waits for, \
                          and the command may still be carried out"
-                    .to_owned(),
+                        .to_owned(),
             })
         })
     }
@@ -565,7 +584,9 @@ impl Compute {
     /// # Errors
     /// See [`ComputeError`]; [`ComputeError::is_retryable`] says whether waiting helps.
     pub fn get(&self, request: &GetRequest) -> Result<RowsAnswer, ComputeError> {
-        self.inner.guarded(request.options.at != At::Now, || self.inner.reads.get(request))
+        self.inner.guarded(request.options.at != At::Now, || {
+            self.inner.reads.get(request)
+        })
     }
 
     /// A page of a range of keys.
@@ -598,7 +619,11 @@ impl Compute {
     /// # Errors
     /// If there is none of this name.
     pub fn module(&self, module: &str) -> Result<ModuleStatus, ComputeError> {
-        let found = self.status().modules.into_iter().find(|m| m.module == module);
+        let found = self
+            .status()
+            .modules
+            .into_iter()
+            .find(|m| m.module == module);
         found.ok_or_else(|| ComputeError::NoSuchModule {
             module: module.to_owned(),
         })
@@ -626,7 +651,8 @@ impl Compute {
         request: &ReplayRequest,
         sink: &mut (dyn ReplaySink + Send),
     ) -> Result<Vec<ReplayedState>, ComputeError> {
-        self.inner.guarded(true, || crate::replay::replay(&self.inner, request, sink))
+        self.inner
+            .guarded(true, || crate::replay::replay(&self.inner, request, sink))
     }
 
     /// Recomputes state from the log alone and compares it with everything that is recorded:
@@ -639,7 +665,8 @@ impl Compute {
         request: &VerifyRequest,
         sink: &mut (dyn ReplaySink + Send),
     ) -> Result<VerifyReport, ComputeError> {
-        self.inner.guarded(true, || crate::verify::verify(&self.inner, request, sink))
+        self.inner
+            .guarded(true, || crate::verify::verify(&self.inner, request, sink))
     }
 
     /// Replays two codes side by side and says which rows differ at the end, and after which batch
@@ -652,7 +679,8 @@ impl Compute {
         request: &CompareRequest,
         sink: &mut (dyn ReplaySink + Send),
     ) -> Result<Vec<Comparison>, ComputeError> {
-        self.inner.guarded(true, || crate::replay::compare(&self.inner, request, sink))
+        self.inner
+            .guarded(true, || crate::replay::compare(&self.inner, request, sink))
     }
 }
 

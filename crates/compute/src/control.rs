@@ -68,7 +68,9 @@ pub(crate) enum Fact {
         semantics_id: String,
     },
     /// A rebuilt generation answers from here on.
-    Switched { generation: u32 },
+    Switched {
+        generation: u32,
+    },
     /// A module stopped at a batch.
     Halted {
         generation: u32,
@@ -76,7 +78,10 @@ pub(crate) enum Fact {
         reason: String,
     },
     /// The operator lets it try again.
-    Resumed { generation: u32, reason: String },
+    Resumed {
+        generation: u32,
+        reason: String,
+    },
     /// The operator decided that events are not given to the module.
     Skipped {
         generation: u32,
@@ -177,7 +182,10 @@ impl ManifestRecord {
 
 pub(crate) fn limits_record(limits: &Limits) -> std::collections::BTreeMap<String, u64> {
     let fields = limits.fields();
-    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    fields
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// Limits as recorded. Fields that are missing have their default: they are newer than the event.
@@ -228,10 +236,12 @@ pub(crate) fn mode_of(name: &str) -> Option<ActivationMode> {
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// 32 bytes from their hexadecimal.

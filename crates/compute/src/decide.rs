@@ -28,6 +28,10 @@ impl Fold {
             Order::Resume { module, reason } => self.resume(&module, reason),
             Order::Skip(request) => self.skip(&request),
             Order::Snapshot => self.mark(),
+            Order::Prune(policy) => self.store.prune(&policy).map(|()| {
+                let nothing: Vec<EncodedEvents> = Vec::new();
+                (nothing, Fold::decided("", 0))
+            }),
         };
         match decision {
             Ok((events, outcome)) if events.is_empty() => reply.complete(Ok(outcome)),
@@ -36,7 +40,12 @@ impl Fold {
         }
     }
 
-    fn encode(&self, stream: &str, decision: &str, fact: Fact) -> Result<EncodedEvents, ComputeError> {
+    fn encode(
+        &self,
+        stream: &str,
+        decision: &str,
+        fact: Fact,
+    ) -> Result<EncodedEvents, ComputeError> {
         control::encode_control(self.world.random.as_ref(), stream, decision, fact)
     }
 
@@ -90,7 +99,9 @@ impl Fold {
         self.check_owners(&manifest)?;
         let life = self.catalogue.modules.get(&manifest.name);
         if let Some(life) = life {
-            let current = life.current().map(|current| current.manifest.kind.owns_tables());
+            let current = life
+                .current()
+                .map(|current| current.manifest.kind.owns_tables());
             if current.is_some_and(|owns| owns != manifest.kind.owns_tables()) {
                 return Err(ComputeError::invalid(format!(
                     "module {:?} is of another kind now; remove it before a {} takes its name",
@@ -172,7 +183,11 @@ impl Fold {
         for (name, life) in &self.catalogue.modules {
             let reads = life.current().is_some_and(|current| {
                 current.manifest.kind == ModuleKind::Validator
-                    && current.manifest.tables.iter().any(|table| table.module == module)
+                    && current
+                        .manifest
+                        .tables
+                        .iter()
+                        .any(|table| table.module == module)
             });
             if reads {
                 return Err(ComputeError::invalid(format!(
@@ -290,7 +305,9 @@ impl Fold {
         let mut events = Vec::new();
         match &mut fact {
             Fact::Published { hash, .. } => {
-                let Some(hash) = unhex(hash) else { return false };
+                let Some(hash) = unhex(hash) else {
+                    return false;
+                };
                 let code = match self.programs.bytes(0, &hash) {
                     Ok(bytes) => control::encode_code(self.world.random.as_ref(), &hash, &bytes),
                     Err(reason) => {
@@ -316,7 +333,11 @@ impl Fold {
             }
             _ => {}
         }
-        match self.encode(&control::module_stream(&decision.module), &decision.id, fact) {
+        match self.encode(
+            &control::module_stream(&decision.module),
+            &decision.id,
+            fact,
+        ) {
             Ok(copy) => events.push(copy),
             Err(_) => return false,
         }
@@ -328,7 +349,9 @@ impl Fold {
     pub(crate) fn switch_caught_up(&mut self) -> bool {
         let mut ready = None;
         for (module, life) in &self.catalogue.modules {
-            let Some(shadow) = life.shadow() else { continue };
+            let Some(shadow) = life.shadow() else {
+                continue;
+            };
             let caught_up = self.peers.iter().all(|peer| {
                 let line = peer.line(module, shadow.line);
                 line.is_some_and(|line| line.version().1 == FoldState::Live)

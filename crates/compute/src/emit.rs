@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::canary::{Canary, planted};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use truthdb_engine::{
@@ -21,7 +22,6 @@ use truthdb_event::{
     BATCH_EVENTS_MAX, EventBuilder, EventId, EventRef, METADATA_CAUSATION_ID,
     METADATA_CORRELATION_ID,
 };
-use crate::canary::{Canary, planted};
 use truthdb_module::{Emit, EventColumns, metadata_pairs};
 
 /// Metadata key: module and generation, `name/number`.
@@ -61,9 +61,14 @@ pub(crate) fn derived_tag(module: &str, partition: u32) -> String {
 pub(crate) fn derive(columns: &EventColumns, emits: Vec<Emit>) -> Result<Vec<Derived>, String> {
     let mut derived = Vec::with_capacity(emits.len());
     for (index, emit) in (0u32..).zip(emits) {
-        let source = usize::try_from(emit.source).ok().and_then(|at| columns.get(at));
+        let source = usize::try_from(emit.source)
+            .ok()
+            .and_then(|at| columns.get(at));
         let Some(source) = source else {
-            return Err(format!("it emitted an event for event {} of the batch", emit.source));
+            return Err(format!(
+                "it emitted an event for event {} of the batch",
+                emit.source
+            ));
         };
         let causation = EventId::from_bytes(source.id).to_string();
         let correlation = metadata_pairs(source.metadata)
@@ -122,7 +127,10 @@ impl Deriver {
         derived: &Derived,
     ) -> Result<Vec<u8>, truthdb_event::EventError> {
         let index = derived.index;
-        let name = format!("{}/{generation}/{}/{batch}/{index}", self.module, self.partition);
+        let name = format!(
+            "{}/{generation}/{}/{batch}/{index}",
+            self.module, self.partition
+        );
         let mut hasher = blake3::Hasher::new_derive_key("truthdb derived event id 1");
         hasher.update(&self.database_id);
         hasher.update(name.as_bytes());
@@ -352,7 +360,11 @@ impl Outbox {
     /// When to look again, if a refusal is waited for.
     pub(crate) fn retry_at(&self) -> Option<u64> {
         let waits = |t: &&Target| !t.waiting.is_empty() && t.in_flight.is_none();
-        self.targets.values().filter(waits).map(|t| t.retry_at).min()
+        self.targets
+            .values()
+            .filter(waits)
+            .map(|t| t.retry_at)
+            .min()
     }
 
     fn settle(&mut self, tag: u64, result: Result<Appended, AppendError>, now: u64) {
@@ -360,7 +372,9 @@ impl Outbox {
             .targets
             .iter_mut()
             .find(|(_, t)| t.in_flight.as_ref().is_some_and(|f| f.tag == tag));
-        let Some((number, target)) = found else { return };
+        let Some((number, target)) = found else {
+            return;
+        };
         let Some(flight) = target.in_flight.take() else {
             return;
         };

@@ -87,7 +87,9 @@ pub enum ComputeError {
         reason: String,
     },
     /// The moment lies before the module's first state.
-    #[error("module {module:?} has no state in partition {partition} at event {sequence}; {reason}")]
+    #[error(
+        "module {module:?} has no state in partition {partition} at event {sequence}; {reason}"
+    )]
     NoState {
         /// The module.
         module: String,

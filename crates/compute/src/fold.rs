@@ -60,6 +60,8 @@ pub(crate) struct Fold {
     pub(crate) gate: GateLink,
     /// The lines have to be brought in line with the catalogue.
     pub(crate) changed: bool,
+    /// Retired lines that owe nothing, and up to where: this is on its way into the log.
+    completed: BTreeMap<(String, u32), u64>,
     read_retry_at: u64,
     /// Sequence of the last snapshot mark that this process asked for.
     mark_asked: u64,
@@ -91,6 +93,7 @@ impl Fold {
             lines: Vec::new(),
             store,
             changed: true,
+            completed: BTreeMap::new(),
             read_retry_at: 0,
             mark_asked: 0,
         };
@@ -109,7 +112,9 @@ impl Fold {
     pub(crate) fn run(mut self) {
         while !self.shared.is_stopping() {
             if let Some(wait) = self.step() {
-                self.shared.signal.wait(wait.map(std::time::Duration::from_nanos));
+                self.shared
+                    .signal
+                    .wait(wait.map(std::time::Duration::from_nanos));
             }
         }
         let now = self.now();
@@ -198,7 +203,9 @@ impl Fold {
             busy |= self.decide();
         }
         busy |= self.apply_lines(now)?;
-        busy |= self.gate.step(&self.catalogue, self.controlled, &self.lines);
+        busy |= self
+            .gate
+            .step(&self.catalogue, self.controlled, &self.lines);
         Ok(busy)
     }
 
@@ -219,8 +226,11 @@ impl Fold {
             catalogue.apply(stored.sequence, &event);
             any = true;
             if catalogue.unknown.len() > unknown {
-                tracing::warn!(partition, sequence = stored.sequence,
-                    "a control event is not understood and has no effect here: is this program older than the one that wrote it?");
+                tracing::warn!(
+                    partition,
+                    sequence = stored.sequence,
+                    "a control event is not understood and has no effect here: is this program older than the one that wrote it?"
+                );
             }
         })?;
         self.controlled = looked.max(self.controlled);
@@ -251,11 +261,15 @@ impl Fold {
                 let key = (module.clone(), generation.line);
                 let owes = generation.manifest.kind == ModuleKind::Processor
                     && generation.current_from.is_some()
-                    && !life.halts.iter().any(|halt| halt.generation == generation.number)
                     && !life
-                        .checkpoints
+                        .halts
                         .iter()
-                        .any(|c| c.sequence >= end && c.generation == generation.number);
+                        .any(|halt| halt.generation == generation.number)
+                    && self.completed.get(&key).is_none_or(|done| *done < end)
+                    && !life.checkpoints.iter().any(|c| {
+                        let of = life.generation(c.generation);
+                        c.sequence >= end && of.is_some_and(|of| of.line == generation.line)
+                    });
                 if owes && self.config.compute {
                     let until = wanted.entry(key).or_insert(0);
                     *until = (*until).max(end);
@@ -289,7 +303,8 @@ impl Fold {
             };
             let life = &self.catalogue.modules[module];
             let mine = |generation: u32| {
-                life.generation(generation).is_some_and(|g| g.line == *number)
+                life.generation(generation)
+                    .is_some_and(|g| g.line == *number)
             };
             let checkpoints = life
                 .checkpoints
@@ -331,7 +346,8 @@ impl Fold {
             let over = is_over(line);
             if over {
                 let key = (line.spec().module.clone(), line.spec().line);
-                line.shared.update(|public| public.state = FoldState::Retired);
+                line.shared
+                    .update(|public| public.state = FoldState::Retired);
                 shared.lines.write().remove(&key);
                 store.close(&key.0, key.1);
             }
@@ -343,14 +359,27 @@ impl Fold {
     fn new_line(&mut self, spec: LineSpec) -> Result<Line, ReadError> {
         let spec = Arc::new(spec);
         let source = Source::Background(Arc::clone(&self.programs));
-        let empty = Runner::new(self.engine.database_id(), self.partition, Arc::clone(&spec), source);
+        let empty = Runner::new(
+            self.engine.database_id(),
+            self.partition,
+            Arc::clone(&spec),
+            source,
+        );
         let runner = self.store.recover(empty);
-        tracing::info!(partition = self.partition, module = spec.module, line = spec.line,
-            sequence = runner.applied, "state goes on from here");
+        tracing::info!(
+            partition = self.partition,
+            module = spec.module,
+            line = spec.line,
+            sequence = runner.applied,
+            "state goes on from here"
+        );
         if self.config.compute {
             self.store.open(&spec.module, spec.line, runner.applied);
         }
-        let processes = spec.steps.iter().any(|s| s.manifest.kind == ModuleKind::Processor);
+        let processes = spec
+            .steps
+            .iter()
+            .any(|s| s.manifest.kind == ModuleKind::Processor);
         let outbox = (processes && self.config.compute).then(|| {
             let deriver = Deriver {
                 database_id: self.engine.database_id(),
@@ -389,10 +418,18 @@ impl Fold {
                 break;
             }
         }
+        if let Some(over) = self.lines.iter().position(Line::is_over) {
+            busy |= self.retire(over);
+        }
         Ok(busy)
     }
 
-    fn apply_line(&mut self, index: usize, now: u64, budget: u64) -> Result<(bool, u64), ReadError> {
+    fn apply_line(
+        &mut self,
+        index: usize,
+        now: u64,
+        budget: u64,
+    ) -> Result<(bool, u64), ReadError> {
         let retained = self.config.retained_views;
         let mut used = 0;
         let mut busy = false;
@@ -416,9 +453,6 @@ impl Fold {
                 break;
             }
         }
-        if self.lines[index].is_over() {
-            busy |= self.retire(index);
-        }
         Ok((busy, used))
     }
 
@@ -432,6 +466,8 @@ impl Fold {
             let spec = self.lines[index].spec();
             (spec.module.clone(), spec.line)
         };
+        self.completed
+            .insert(key.clone(), self.lines[index].runner.applied);
         self.drop_lines(|line| (line.spec().module.as_str(), line.spec().line) == (&key.0, key.1));
         self.changed = true;
         true
@@ -474,8 +510,13 @@ impl Fold {
     fn record_halt(&mut self, index: usize, sequence: u64, reason: String) {
         let line = &self.lines[index];
         let generation = line.runner.current_step().generation;
-        tracing::error!(partition = self.partition, module = line.spec().module, generation, sequence,
-            "the module is halted: {reason}");
+        tracing::error!(
+            partition = self.partition,
+            module = line.spec().module,
+            generation,
+            sequence,
+            "the module is halted: {reason}"
+        );
         let known = line.halt.as_ref().is_some_and(|(at, _)| *at == sequence);
         if !known && self.config.compute {
             let stream = control::module_stream(&line.spec().module);
@@ -513,9 +554,17 @@ impl Fold {
         if any {
             self.store.flush(false, now);
         }
-        any |= self.store.begin_snapshot(&self.catalogue, &mut self.lines, now);
+        any |= self
+            .store
+            .begin_snapshot(&self.catalogue, &mut self.lines, now);
         let every = self.config.snapshot_every_events;
-        let last = self.catalogue.marks.last().copied().unwrap_or(0).max(self.mark_asked);
+        let last = self
+            .catalogue
+            .marks
+            .last()
+            .copied()
+            .unwrap_or(0)
+            .max(self.mark_asked);
         let folds = !self.lines.is_empty();
         if every > 0 && folds && self.controlled >= last + every && self.outgoing.is_empty() {
             self.mark_asked = self.controlled;

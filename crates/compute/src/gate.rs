@@ -85,7 +85,11 @@ pub(crate) struct GateLink {
 }
 
 fn owners(generation: &Generation) -> impl Iterator<Item = &str> {
-    generation.manifest.tables.iter().map(|table| table.module.as_str())
+    generation
+        .manifest
+        .tables
+        .iter()
+        .map(|table| table.module.as_str())
 }
 
 impl State {
@@ -129,7 +133,12 @@ fn note_marks(runner: &mut Runner, batch: &StoredBatch) {
         if stored.event().stream() != SNAPSHOT_STREAM {
             continue;
         }
-        if runner.spec.marks.last().is_none_or(|last| *last < stored.sequence) {
+        if runner
+            .spec
+            .marks
+            .last()
+            .is_none_or(|last| *last < stored.sequence)
+        {
             let mut spec = crate::catalogue::LineSpec::clone(&runner.spec);
             Arc::make_mut(&mut spec.marks).push(stored.sequence);
             runner.set_spec(Arc::new(spec));
@@ -228,7 +237,9 @@ impl Gate {
                 Fact::Activated { module_kind, .. } => {
                     !state.validators.is_empty() || module_kind == ModuleKind::Validator.name()
                 }
-                Fact::Published { .. } | Fact::StateCheckpoint { .. } | Fact::Halted { .. } => false,
+                Fact::Published { .. } | Fact::StateCheckpoint { .. } | Fact::Halted { .. } => {
+                    false
+                }
                 _ => !state.validators.is_empty(),
             };
             if concerns {
@@ -250,7 +261,9 @@ impl Validator {
         batch: &StoredBatch,
     ) -> Option<AppendError> {
         let manifest = Arc::clone(&self.generation.manifest);
-        let events = fill_columns(Arc::make_mut(columns), metadata, batch, &manifest, |_| false);
+        let events = fill_columns(Arc::make_mut(columns), metadata, batch, &manifest, |_| {
+            false
+        });
         if events == 0 {
             return None;
         }
@@ -387,7 +400,10 @@ impl GateLink {
         let mut validators = BTreeMap::new();
         let mut runners = BTreeMap::new();
         for (name, generation) in wanted {
-            let program = match self.programs.get(self.shared.partition, &step_of(generation)) {
+            let program = match self
+                .programs
+                .get(self.shared.partition, &step_of(generation))
+            {
                 Found::Ready(program) => program,
                 Found::Loading => return Err(format!("the code of {name} is being made ready")),
                 Found::Failed(reason) => return Err(reason.to_string()),
@@ -403,9 +419,14 @@ impl GateLink {
                 let runner = &runners[&table.module];
                 let names = &runner.current_step().manifest.tables;
                 let index = names.iter().position(|t| t.name == table.name);
-                let index = index.and_then(|index| u32::try_from(index).ok()).ok_or_else(|| {
-                    format!("module {} has no table {} any more", table.module, table.name)
-                })?;
+                let index = index
+                    .and_then(|index| u32::try_from(index).ok())
+                    .ok_or_else(|| {
+                        format!(
+                            "module {} has no table {} any more",
+                            table.module, table.name
+                        )
+                    })?;
                 tables.push((table.module.clone(), index));
             }
             let validator = Validator {
@@ -442,7 +463,9 @@ impl GateLink {
         lines: &[Line],
     ) -> Result<Runner, String> {
         let life = catalogue.modules.get(module);
-        let number = life.and_then(|life| life.current()).map(|current| current.line);
+        let number = life
+            .and_then(|life| life.current())
+            .map(|current| current.line);
         let number = number.ok_or_else(|| format!("module {module} is not active"))?;
         let spec = catalogue
             .line(module, number)
@@ -452,7 +475,10 @@ impl GateLink {
             .find(|line| line.spec().module == module && line.spec().line == number)
             .ok_or_else(|| format!("the state of {module} is being made"))?;
         // What is encoded from here on is recorded.
-        let recorded = state.ahead.front().map_or(state.next_sequence, |b| b.first_sequence);
+        let recorded = state
+            .ahead
+            .front()
+            .map_or(state.next_sequence, |b| b.first_sequence);
         if line.runner.applied + 1 < recorded {
             return Err(format!(
                 "the state of {module} has reached {}, needed is {}",

@@ -143,7 +143,10 @@ impl Line {
         if planted(Canary::StoreEarly) {
             return applied;
         }
-        let stored = self.outbox.as_ref().map_or(applied, |o| o.stored_through(applied));
+        let stored = self
+            .outbox
+            .as_ref()
+            .map_or(applied, |o| o.stored_through(applied));
         match &self.unpushed {
             Some((_, batch, _)) => stored.min(batch - 1),
             None => stored,

@@ -65,7 +65,11 @@ impl Outgoing {
         self.next_group += 1;
         let last = events.len();
         for (index, events) in events.into_iter().enumerate() {
-            let answer = if index + 1 == last { answer.take() } else { None };
+            let answer = if index + 1 == last {
+                answer.take()
+            } else {
+                None
+            };
             self.queue.push_back(Out {
                 events,
                 answer,
@@ -103,7 +107,10 @@ impl Outgoing {
         let Some(front) = self.queue.front() else {
             return false;
         };
-        let prepared = match self.engine.prepare_own(self.partition, front.events.clone()) {
+        let prepared = match self
+            .engine
+            .prepare_own(self.partition, front.events.clone())
+        {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.failed(error, now);
@@ -150,7 +157,9 @@ impl Outgoing {
         self.retry_at = now + 100 * RETRY_NS;
         while self.queue.front().is_some_and(|out| out.group == group) {
             if let Some(answer) = self.queue.pop_front().and_then(|out| out.answer) {
-                answer.reply.complete(Err(ComputeError::Append(error.clone())));
+                answer
+                    .reply
+                    .complete(Err(ComputeError::Append(error.clone())));
             }
         }
     }

@@ -125,7 +125,11 @@ impl Reads {
         let mut tables = Box::new(ReadTables::default());
         for table in &operator.generation.manifest.tables {
             let state = states.get(&table.module).expect("every owner was asked");
-            let index = state.manifest.tables.iter().position(|t| t.name == table.name);
+            let index = state
+                .manifest
+                .tables
+                .iter()
+                .position(|t| t.name == table.name);
             let index = index.and_then(|index| u32::try_from(index).ok());
             let index = index.ok_or_else(|| ComputeError::NoSuchTable {
                 module: table.module.clone(),

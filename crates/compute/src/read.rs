@@ -107,7 +107,11 @@ impl Reads {
         let most = u64::try_from(self.config.query_deadline.as_millis()).unwrap_or(u64::MAX);
         let ms = options.deadline_ms.unwrap_or(most).min(most);
         Deadline {
-            at: self.world.clock.monotonic_ns().saturating_add(ms.saturating_mul(1_000_000)),
+            at: self
+                .world
+                .clock
+                .monotonic_ns()
+                .saturating_add(ms.saturating_mul(1_000_000)),
             ms,
         }
     }
@@ -157,11 +161,7 @@ impl Reads {
     }
 
     /// The sequence of a moment in a partition; `None`: whatever is applied.
-    pub(crate) fn sequence_of(
-        &self,
-        partition: u32,
-        at: &At,
-    ) -> Result<Option<u64>, ComputeError> {
+    pub(crate) fn sequence_of(&self, partition: u32, at: &At) -> Result<Option<u64>, ComputeError> {
         match at {
             At::Now => Ok(None),
             At::Token(token) => Ok(token.get(partition)),
@@ -174,7 +174,9 @@ impl Reads {
                     events_max: 1,
                     bytes_max: 1,
                 })?;
-                Ok(Some(page.batches.last().map_or(0, |batch| batch.last_sequence())))
+                Ok(Some(
+                    page.batches.last().map_or(0, |batch| batch.last_sequence()),
+                ))
             }
         }
     }
@@ -188,7 +190,10 @@ impl Reads {
         options: &ReadOptions,
         deadline: Deadline,
     ) -> Result<State, ComputeError> {
-        let least = options.min_sequence.as_ref().and_then(|token| token.get(partition));
+        let least = options
+            .min_sequence
+            .as_ref()
+            .and_then(|token| token.get(partition));
         let shared = &self.partitions[partition as usize];
         let wanted = at.unwrap_or(0).max(least.unwrap_or(0));
         self.wait_controlled(shared, module, wanted, deadline)?;
@@ -224,7 +229,18 @@ impl Reads {
         };
         let line = generation.line;
         let version = match at {
-            None => self.newest(shared, module, line, least, deadline)?,
+            None => {
+                // A generation that took over a moment ago answers from its first turn on.
+                let mut least = least;
+                loop {
+                    let version = self.newest(shared, module, line, least, deadline)?;
+                    let turn = life.at(version.sequence).map(|g| g.line);
+                    if turn == Some(line) || options.generation.is_some() {
+                        break version;
+                    }
+                    least = Some(version.sequence + 1);
+                }
+            }
             Some(sequence) => self.past(&catalogue, partition, module, line, sequence, deadline)?,
         };
         let sequence = at.unwrap_or(version.sequence);
@@ -315,7 +331,8 @@ impl Reads {
                         reason,
                     });
                 }
-                let left = self.wait_left(module, shared.partition, version.sequence, least, deadline)?;
+                let left =
+                    self.wait_left(module, shared.partition, version.sequence, least, deadline)?;
                 line.wait_beyond(version.sequence, left);
             } else {
                 let left = self.wait_left(module, shared.partition, 0, least, deadline)?;
@@ -354,9 +371,11 @@ impl Reads {
         sequence: u64,
         deadline: Deadline,
     ) -> Result<Version, ComputeError> {
-        let spec = catalogue.line(module, line).ok_or_else(|| ComputeError::NoSuchModule {
-            module: module.to_owned(),
-        })?;
+        let spec = catalogue
+            .line(module, line)
+            .ok_or_else(|| ComputeError::NoSuchModule {
+                module: module.to_owned(),
+            })?;
         if sequence < spec.first_sequence() {
             let count = u32::try_from(spec.steps[0].manifest.tables.len()).unwrap_or(0);
             return Ok(Version {
@@ -538,18 +557,25 @@ fn partition_page(
     let mut bytes = 0;
     let (limit, reverse) = (u64::from(request.limit), request.reverse);
     let end = request.end.as_deref();
-    let more = view.scan(table, &request.start, end, limit, reverse, &mut |key, value| {
-        bytes += key.len() + value.len();
-        if !rows.is_empty() && bytes > PAGE_BYTES_MAX {
-            return false;
-        }
-        rows.push(Row {
-            partition,
-            key: key.to_vec(),
-            value: value.to_vec(),
-        });
-        true
-    });
+    let more = view.scan(
+        table,
+        &request.start,
+        end,
+        limit,
+        reverse,
+        &mut |key, value| {
+            bytes += key.len() + value.len();
+            if !rows.is_empty() && bytes > PAGE_BYTES_MAX {
+                return false;
+            }
+            rows.push(Row {
+                partition,
+                key: key.to_vec(),
+                value: value.to_vec(),
+            });
+            true
+        },
+    );
     (rows, more)
 }
 
@@ -560,7 +586,9 @@ fn merge_pages(pages: Vec<(Vec<Row>, bool)>, request: &ScanRequest) -> (Vec<Row>
     let mut bound: Option<Vec<u8>> = None;
     for (rows, more) in &pages {
         if let (true, Some(last)) = (*more, rows.last())
-            && bound.as_deref().is_none_or(|bound| before(&last.key, bound))
+            && bound
+                .as_deref()
+                .is_none_or(|bound| before(&last.key, bound))
         {
             bound = Some(last.key.clone());
         }
@@ -568,7 +596,11 @@ fn merge_pages(pages: Vec<(Vec<Row>, bool)>, request: &ScanRequest) -> (Vec<Row>
     let mut more = bound.is_some();
     let mut rows: Vec<Row> = pages.into_iter().flat_map(|(rows, _)| rows).collect();
     rows.sort_by(|a, b| {
-        let by_key = if request.reverse { b.key.cmp(&a.key) } else { a.key.cmp(&b.key) };
+        let by_key = if request.reverse {
+            b.key.cmp(&a.key)
+        } else {
+            a.key.cmp(&b.key)
+        };
         by_key.then(a.partition.cmp(&b.partition))
     });
     if let Some(bound) = bound {
@@ -578,7 +610,11 @@ fn merge_pages(pages: Vec<(Vec<Row>, bool)>, request: &ScanRequest) -> (Vec<Row>
     if rows.len() > limit {
         // A key is never torn: the page goes on to the end of its last one.
         let key = rows[limit - 1].key.clone();
-        let end = limit + rows[limit..].iter().take_while(|row| row.key == key).count();
+        let end = limit
+            + rows[limit..]
+                .iter()
+                .take_while(|row| row.key == key)
+                .count();
         more |= rows.len() > end;
         rows.truncate(end);
     }

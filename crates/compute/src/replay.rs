@@ -38,10 +38,19 @@ pub(crate) struct Replayed {
 }
 
 impl Replayer {
-    pub(crate) fn new(inner: &Inner, partition: u32, spec: LineSpec, source: Source, target: u64) -> Replayer {
+    pub(crate) fn new(
+        inner: &Inner,
+        partition: u32,
+        spec: LineSpec,
+        source: Source,
+        target: u64,
+    ) -> Replayer {
         let database_id = inner.engine.database_id();
         let runner = Runner::new(database_id, partition, Arc::new(spec), source);
-        let first = inner.engine.first_sequence(partition).max(runner.applied + 1);
+        let first = inner
+            .engine
+            .first_sequence(partition)
+            .max(runner.applied + 1);
         Replayer {
             reader: LogReader::new(&inner.engine, partition, runner.applied + 1),
             runner,
@@ -188,7 +197,10 @@ fn fixed(
 ) -> Result<(LineSpec, Source), ComputeError> {
     let refused = |reason| ComputeError::Refused { reason };
     let inspected = inner.runtime.inspect(wasm).map_err(refused)?;
-    let current = catalogue.modules.get(module).and_then(|life| life.current());
+    let current = catalogue
+        .modules
+        .get(module)
+        .and_then(|life| life.current());
     let limits = current.map_or_else(Limits::default, |current| current.limits);
     let wasi = current.map_or(WasiProfile::None, |current| current.wasi);
     let program: Arc<dyn Program> = inner
@@ -388,10 +400,12 @@ fn diff_table(
         let mut rows = std::collections::BTreeMap::new();
         let index = state.tables.iter().position(|table| table == name);
         if let Some(index) = index.and_then(|index| u32::try_from(index).ok()) {
-            state.view.scan(index, &[], None, u64::MAX, false, &mut |key, value| {
-                rows.insert(key.to_vec(), value.to_vec());
-                true
-            });
+            state
+                .view
+                .scan(index, &[], None, u64::MAX, false, &mut |key, value| {
+                    rows.insert(key.to_vec(), value.to_vec());
+                    true
+                });
         }
         rows
     };

@@ -191,11 +191,19 @@ impl Runner {
     }
 
     fn tables_mut(&mut self) -> &mut Tables {
-        &mut self.tables.as_mut().expect("a call gives the tables back").tables
+        &mut self
+            .tables
+            .as_mut()
+            .expect("a call gives the tables back")
+            .tables
     }
 
     pub(crate) fn tables(&self) -> &Tables {
-        &self.tables.as_ref().expect("a call gives the tables back").tables
+        &self
+            .tables
+            .as_ref()
+            .expect("a call gives the tables back")
+            .tables
     }
 
     pub(crate) fn view(&mut self) -> View {
@@ -236,7 +244,11 @@ impl Runner {
         let old = Arc::clone(&self.spec.steps[self.step].manifest);
         let new = Arc::clone(&self.spec.steps[step].manifest);
         let same = old.tables.len() == new.tables.len()
-            && old.tables.iter().zip(&new.tables).all(|(a, b)| a.name == b.name);
+            && old
+                .tables
+                .iter()
+                .zip(&new.tables)
+                .all(|(a, b)| a.name == b.name);
         if same {
             return None;
         }
@@ -252,7 +264,9 @@ impl Runner {
                 changes.push(index, key, Some(value));
                 true
             });
-            tables.apply(&changes).expect("the table is one of the new ones");
+            tables
+                .apply(&changes)
+                .expect("the table is one of the new ones");
         }
         Some(tables)
     }
@@ -298,7 +312,11 @@ impl Runner {
         }
         let before = (self.step, self.tables.is_some());
         debug_assert!(before.1, "a call gives the tables back");
-        let kept = if changes_code { self.take_over(step) } else { None };
+        let kept = if changes_code {
+            self.take_over(step)
+        } else {
+            None
+        };
         let result = self.call(batch, events, changes_code);
         match result {
             Ok(applied) => {

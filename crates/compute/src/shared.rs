@@ -77,7 +77,9 @@ impl LineShared {
             return Some((inner.version.clone(), false));
         }
         let at = inner.retained.partition_point(|v| v.sequence <= sequence);
-        let found = at.checked_sub(1).and_then(|last| inner.retained.get(last))?;
+        let found = at
+            .checked_sub(1)
+            .and_then(|last| inner.retained.get(last))?;
         Some((found.clone(), true))
     }
 

@@ -27,7 +27,11 @@ pub(crate) fn status(inner: &Inner) -> ComputeStatus {
         .filter_map(|(name, life)| module_status(inner, &first, name, life))
         .collect();
     ComputeStatus {
-        roles: roles.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect(),
+        roles: roles
+            .iter()
+            .filter(|(_, on)| *on)
+            .map(|(name, _)| *name)
+            .collect(),
         partitions,
         modules,
     }
@@ -55,7 +59,8 @@ fn partition_fold(inner: &Inner, shared: &PartitionShared) -> PartitionFold {
 
 fn is_current(catalogue: &Catalogue, module: &str, line: u32) -> bool {
     let life = catalogue.modules.get(module);
-    life.and_then(Life::current).is_some_and(|current| current.line == line)
+    life.and_then(Life::current)
+        .is_some_and(|current| current.line == line)
 }
 
 fn module_status(
@@ -78,7 +83,10 @@ fn module_status(
             generation.hash,
         ),
         None => {
-            let (hash, code) = first.codes.iter().find(|(_, code)| code.manifest.name == name)?;
+            let (hash, code) = first
+                .codes
+                .iter()
+                .find(|(_, code)| code.manifest.name == name)?;
             (code.manifest.kind, &code.manifest, *hash)
         }
     };
@@ -109,7 +117,9 @@ fn generation_status(
     generation: &Generation,
 ) -> GenerationStatus {
     let committed = inner.engine.committed(shared.partition);
-    let current = life.current().is_some_and(|c| c.number == generation.number);
+    let current = life
+        .current()
+        .is_some_and(|c| c.number == generation.number);
     let mut status = GenerationStatus {
         partition: shared.partition,
         generation: generation.number,
@@ -126,6 +136,7 @@ fn generation_status(
         events: 0,
         emitted: 0,
         emitted_through: 0,
+        semantics_differ: inner.runtime.semantics_id(&generation.limits) != generation.semantics_id,
     };
     if !generation.manifest.kind.owns_tables() {
         return status;
@@ -150,4 +161,3 @@ fn generation_status(
     }
     status
 }
-

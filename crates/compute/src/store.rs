@@ -9,9 +9,9 @@ use std::sync::Arc;
 use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
 use truthdb_io::{Storage, World};
 use truthdb_state::{
-    CollectStep, DELTA_FILE_BYTES_DEFAULT, DeltaLog, DeltaPlace, DeltaReader, DeltaRecord, DeltaWriter,
-    Fingerprint, SnapshotError, SnapshotInput, SnapshotReader, SnapshotState, SnapshotStep,
-    SnapshotStore, SnapshotTable, StatePlace, Tables,
+    CollectStep, DELTA_FILE_BYTES_DEFAULT, DeltaLog, DeltaPlace, DeltaReader, DeltaRecord,
+    DeltaWriter, Fingerprint, PrunePolicy, SnapshotError, SnapshotInput, SnapshotReader,
+    SnapshotState, SnapshotStep, SnapshotStore, SnapshotTable, StatePlace, Tables,
 };
 
 use crate::answer::{FoldState, SnapshotInfo};
@@ -142,8 +142,11 @@ impl Files {
         let snapshot = reader.open(sequence)?;
         let manifest = snapshot.manifest();
         if !self.fits_log(sequence, manifest.timestamp_ns) {
-            tracing::warn!(partition = self.place.partition, sequence,
-                "the snapshot is not of this log's history and is passed over");
+            tracing::warn!(
+                partition = self.place.partition,
+                sequence,
+                "the snapshot is not of this log's history and is passed over"
+            );
             return Ok(None);
         }
         let entry = manifest.entries.iter().position(|entry| {
@@ -178,9 +181,8 @@ impl Files {
     ) -> Brought {
         let mut runner = near.unwrap_or(empty);
         let spec = Arc::clone(&runner.spec);
-        let found = reader.and_then(|reader| {
-            self.from_snapshot(reader, &spec, runner.applied, until, damaged)
-        });
+        let found = reader
+            .and_then(|reader| self.from_snapshot(reader, &spec, runner.applied, until, damaged));
         if let Some((tables, applied, time)) = found {
             runner.reset(tables, applied, time);
         }
@@ -194,9 +196,12 @@ impl Files {
         let is_complete = match self.apply_deltas(&mut runner, &mut boundary, until) {
             Ok(is_complete) => is_complete,
             Err(reason) => {
-                tracing::warn!(partition = self.place.partition, module = spec.module,
+                tracing::warn!(
+                    partition = self.place.partition,
+                    module = spec.module,
                     sequence = runner.applied,
-                    "the delta log cannot be used further: {reason}; the rest is made again from the log");
+                    "the delta log cannot be used further: {reason}; the rest is made again from the log"
+                );
                 false
             }
         };
@@ -219,7 +224,9 @@ impl Files {
         until: u64,
     ) -> Result<bool, String> {
         let log = self.deltas(&runner.spec.module, runner.spec.line);
-        let mut reader = log.read_after(runner.applied).map_err(|error| chain(&error))?;
+        let mut reader = log
+            .read_after(runner.applied)
+            .map_err(|error| chain(&error))?;
         loop {
             let record = match reader.next_record() {
                 Ok(Some(record)) => record,
@@ -285,7 +292,10 @@ impl Store {
         match SnapshotStore::open(Arc::clone(&self.files.storage), self.files.place) {
             Ok((snapshots, found)) => {
                 for path in found.set_aside {
-                    tracing::warn!(path, "a damaged snapshot lies aside; look at it, then remove it");
+                    tracing::warn!(
+                        path,
+                        "a damaged snapshot lies aside; look at it, then remove it"
+                    );
                 }
                 *self.shared.snapshots.write() = Some(snapshots.reader());
                 self.snapshots = Some(snapshots);
@@ -317,9 +327,12 @@ impl Store {
         if fits {
             return runner;
         }
-        tracing::warn!(partition = self.partition(), module = runner.spec.module,
+        tracing::warn!(
+            partition = self.partition(),
+            module = runner.spec.module,
             sequence = runner.applied,
-            "the delta log is not of this log's history; the state is made again from the log");
+            "the delta log is not of this log's history; the state is made again from the log"
+        );
         fresh
     }
 
@@ -471,8 +484,14 @@ impl Store {
             match snapshots.step() {
                 Ok(SnapshotStep::Working(_)) => {}
                 Ok(SnapshotStep::Published(done)) => {
-                    tracing::info!(partition, sequence = done.sequence, rows = done.rows,
-                        written = done.chunks_written, reused = done.chunks_reused, "snapshot");
+                    tracing::info!(
+                        partition,
+                        sequence = done.sequence,
+                        rows = done.rows,
+                        written = done.chunks_written,
+                        reused = done.chunks_reused,
+                        "snapshot"
+                    );
                     if let Err(error) = snapshots.prune(&retention) {
                         tracing::warn!(partition, error = %chain(&error), "old snapshots stay");
                     }
@@ -502,6 +521,19 @@ impl Store {
         false
     }
 
+    /// Removes the snapshots that a policy does not keep.
+    pub(crate) fn prune(&mut self, policy: &PrunePolicy) -> Result<(), ComputeError> {
+        let Some(snapshots) = &mut self.snapshots else {
+            return Ok(());
+        };
+        let pruned = snapshots.prune(policy);
+        self.collecting = true;
+        pruned.map(|_| ()).map_err(|error| ComputeError::Storage {
+            what: "removing old snapshots".to_owned(),
+            source: Arc::new(error),
+        })
+    }
+
     pub(crate) fn newest_snapshot(&self) -> u64 {
         let sequences = self.snapshots.as_ref().map(SnapshotStore::sequences);
         sequences.and_then(|s| s.last().copied()).unwrap_or(0)
@@ -520,7 +552,10 @@ impl Store {
 /// What of a line goes into a snapshot at a mark: the version at the mark, or at the last place before
 /// it from which a fold may go on.
 fn input_of(line: &mut Line, mark: u64) -> Option<SnapshotInput> {
-    let marked = line.marked.take().filter(|version| version.sequence == mark);
+    let marked = line
+        .marked
+        .take()
+        .filter(|version| version.sequence == mark);
     let stored = line.stored_through();
     let version = marked.or_else(|| {
         let public = line.shared.get();
@@ -624,13 +659,7 @@ impl PastFiles {
     }
 
     /// What is recorded about a line up to a sequence.
-    pub(crate) fn recorded(
-        &self,
-        partition: u32,
-        module: &str,
-        line: u32,
-        until: u64,
-    ) -> Recorded {
+    pub(crate) fn recorded(&self, partition: u32, module: &str, line: u32, until: u64) -> Recorded {
         let log = self.files[partition as usize].deltas(module, line);
         let first = log.files().ok().and_then(|files| files.first().cloned());
         let deltas = first.and_then(|file| log.read_after(file.first_sequence - 1).ok());
@@ -638,7 +667,10 @@ impl PastFiles {
         for info in self.snapshots(partition).unwrap_or_default() {
             for (name, generation, applied, fingerprint) in info.modules {
                 if name == module && generation == line && applied <= until {
-                    snapshots.entry(applied).or_insert_with(Vec::new).push(fingerprint);
+                    snapshots
+                        .entry(applied)
+                        .or_insert_with(Vec::new)
+                        .push(fingerprint);
                 }
             }
         }

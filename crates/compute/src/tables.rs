@@ -60,11 +60,14 @@ impl StateRead for FoldTables {
     ) -> Result<Page, StateFault> {
         let mut page = Page::default();
         let end = range.end.as_deref();
-        page.more =
-            self.tables
-                .scan(table, &range.start, end, limit.into(), reverse, &mut |key, value| {
-                    take(&mut page, key, value)
-                });
+        page.more = self.tables.scan(
+            table,
+            &range.start,
+            end,
+            limit.into(),
+            reverse,
+            &mut |key, value| take(&mut page, key, value),
+        );
         Ok(page)
     }
 }
@@ -120,9 +123,14 @@ impl StateRead for ReadTables {
         let (view, table) = self.table(table)?;
         let mut page = Page::default();
         let end = range.end.as_deref();
-        let more = view.scan(table, &range.start, end, limit.into(), reverse, &mut |key, value| {
-            take(&mut page, key, value)
-        });
+        let more = view.scan(
+            table,
+            &range.start,
+            end,
+            limit.into(),
+            reverse,
+            &mut |key, value| take(&mut page, key, value),
+        );
         page.more = more;
         Ok(page)
     }

@@ -47,7 +47,9 @@ impl Token {
 
     /// The partitions and sequences, ascending.
     pub fn entries(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        self.0.iter().map(|(partition, sequence)| (*partition, *sequence))
+        self.0
+            .iter()
+            .map(|(partition, sequence)| (*partition, *sequence))
     }
 
     /// Whether it names no partition.

@@ -14,7 +14,7 @@ use truthdb_engine::{
 use crate::answer::*;
 use crate::compute::Inner;
 use crate::control::hex;
-use crate::emit::{Derived, Deriver, Place, derived_tag, place_of};
+use crate::emit::{DERIVED_BY, Derived, Deriver, Place, derived_tag, place_of};
 use crate::error::ComputeError;
 use crate::replay::{Pace, Replayer, catalogue, require_replay, target};
 use crate::request::{ReadOptions, VerifyRequest};
@@ -27,10 +27,18 @@ struct StoredDerived {
     request: ReadRequest,
     page: VecDeque<(Place, u64, Vec<u8>)>,
     at_end: bool,
+    /// Generations of the line: what others of the module derived is not looked at.
+    generations: Vec<u32>,
 }
 
 impl StoredDerived {
-    fn new(engine: &Engine, module: &str, source: u32, target: u32) -> StoredDerived {
+    fn new(
+        engine: &Engine,
+        module: &str,
+        source: u32,
+        target: u32,
+        generations: &[u32],
+    ) -> StoredDerived {
         StoredDerived {
             engine: engine.clone(),
             request: ReadRequest {
@@ -46,6 +54,7 @@ impl StoredDerived {
             },
             page: VecDeque::new(),
             at_end: false,
+            generations: generations.to_vec(),
         }
     }
 
@@ -54,8 +63,17 @@ impl StoredDerived {
             let page = self.engine.read(&self.request)?;
             for batch in &page.batches {
                 for stored in batch.events() {
-                    if let Some(place) = place_of(&stored.event()) {
-                        self.page.push_back((place, stored.sequence, stored.bytes.to_vec()));
+                    let event = stored.event();
+                    let by = event
+                        .metadata_value(DERIVED_BY)
+                        .and_then(|by| by.rsplit('/').next());
+                    let by = by.and_then(|number| number.parse().ok());
+                    if !by.is_some_and(|by: u32| self.generations.contains(&by)) {
+                        continue;
+                    }
+                    if let Some(place) = place_of(&event) {
+                        self.page
+                            .push_back((place, stored.sequence, stored.bytes.to_vec()));
                     }
                 }
             }
@@ -76,6 +94,7 @@ struct Check<'a> {
     checkpoints: BTreeMap<u64, [u8; 32]>,
     recorded: Recorded,
     derived: BTreeMap<u32, StoredDerived>,
+    generations: Vec<u32>,
     /// Derived events up to this source sequence must be stored.
     stored_through: u64,
     verified: VerifiedModule,
@@ -101,19 +120,34 @@ impl Check<'_> {
         if let Some(recorded) = self.checkpoints.remove(&sequence) {
             self.verified.checkpoints += 1;
             if recorded != fingerprint.to_bytes() {
-                self.differs(sequence, "state-checkpoint", hex(&recorded), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "state-checkpoint",
+                    hex(&recorded),
+                    fingerprint.to_string(),
+                );
             }
         }
         for recorded in self.recorded.deltas_at(sequence) {
             self.verified.deltas += 1;
             if recorded != fingerprint {
-                self.differs(sequence, "delta", recorded.to_string(), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "delta",
+                    recorded.to_string(),
+                    fingerprint.to_string(),
+                );
             }
         }
         for recorded in self.recorded.snapshots_at(sequence) {
             self.verified.snapshots += 1;
             if recorded != fingerprint {
-                self.differs(sequence, "snapshot", recorded.to_string(), fingerprint.to_string());
+                self.differs(
+                    sequence,
+                    "snapshot",
+                    recorded.to_string(),
+                    fingerprint.to_string(),
+                );
             }
         }
     }
@@ -155,9 +189,11 @@ impl Check<'_> {
 
     fn stored(&mut self, target: u32) -> &mut StoredDerived {
         let (engine, deriver) = (&self.inner.engine, &self.deriver);
-        self.derived
-            .entry(target)
-            .or_insert_with(|| StoredDerived::new(engine, &deriver.module, deriver.partition, target))
+        let generations = &self.generations;
+        self.derived.entry(target).or_insert_with(|| {
+            let (module, source) = (&deriver.module, deriver.partition);
+            StoredDerived::new(engine, module, source, target, generations)
+        })
     }
 
     /// What is stored up to a source batch and was not emitted.
@@ -203,11 +239,23 @@ pub(crate) fn verify(
         let target = target(inner, partition, &request.to)?;
         let catalogue = catalogue(inner, partition)?;
         for (module, line) in catalogue.active_lines() {
-            if request.module.as_ref().is_some_and(|wanted| *wanted != module) {
+            if request
+                .module
+                .as_ref()
+                .is_some_and(|wanted| *wanted != module)
+            {
                 continue;
             }
             known = true;
-            verify_line(inner, partition, &module, line, target, &mut pace, &mut report)?;
+            verify_line(
+                inner,
+                partition,
+                &module,
+                line,
+                target,
+                &mut pace,
+                &mut report,
+            )?;
         }
     }
     match &request.module {
@@ -243,6 +291,8 @@ fn verify_line(
     let live = inner.partitions[partition as usize].line(module, line);
     let source = Source::Here(Arc::clone(&inner.programs));
     let recorded = inner.reads.files.recorded(partition, module, line, target);
+    let members = life.generations.iter().filter(|g| g.line == line);
+    let spec_generations = members.map(|g| g.number).collect();
     let mut replayer = Replayer::new(inner, partition, spec, source, target);
     let mut check = Check {
         inner,
@@ -256,6 +306,7 @@ fn verify_line(
         checkpoints,
         recorded,
         derived: BTreeMap::new(),
+        generations: spec_generations,
         stored_through: live.as_ref().map_or(0, |line| line.get().emitted_through),
         verified: VerifiedModule {
             stamp: replayer.stamp(),
@@ -287,13 +338,23 @@ fn verify_line(
         let (shown, replayed) = (version.view.fingerprint(), replayer.runner.fingerprint());
         if shown != replayed {
             let sequence = version.sequence;
-            check.differs(sequence, "live state", shown.to_string(), replayed.to_string());
+            check.differs(
+                sequence,
+                "live state",
+                shown.to_string(),
+                replayed.to_string(),
+            );
         }
     }
     if let Some((sequence, reason)) = &replayer.halted {
         let halted = life.halts.iter().any(|halt| halt.sequence == *sequence);
         if !halted {
-            check.differs(*sequence, "live state", "no stop".to_owned(), reason.clone());
+            check.differs(
+                *sequence,
+                "live state",
+                "no stop".to_owned(),
+                reason.clone(),
+            );
         }
     }
     check.verified.stamp = replayer.stamp();

@@ -70,9 +70,20 @@ fn check(machine: &Machine, what: &str) -> u32 {
         .map(|g| g.generation)
         .collect();
     assert_eq!(current.len(), machine.partitions as usize, "{what}");
-    assert!(current.iter().all(|g| *g == current[0]), "{what}: {current:?}");
-    assert_eq!(machine.count("tally", "order"), orders * u64::from(current[0]), "{what}");
-    assert_eq!(events_of(machine, "echoed"), orders, "{what}: derived exactly once");
+    assert!(
+        current.iter().all(|g| *g == current[0]),
+        "{what}: {current:?}"
+    );
+    assert_eq!(
+        machine.count("tally", "order"),
+        orders * u64::from(current[0]),
+        "{what}"
+    );
+    assert_eq!(
+        events_of(machine, "echoed"),
+        orders,
+        "{what}: derived exactly once"
+    );
     let report = machine
         .compute()
         .verify(&VerifyRequest::default(), &mut NoSink)

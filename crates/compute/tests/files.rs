@@ -35,15 +35,25 @@ fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
 
 fn derived_files(machine: &Machine) -> Vec<String> {
     let is_derived = |path: &String| {
-        ["/deltas/", "/snapshots/", "modules/"].iter().any(|part| path.contains(part))
+        ["/deltas/", "/snapshots/", "modules/"]
+            .iter()
+            .any(|part| path.contains(part))
     };
-    machine.world.paths().into_iter().filter(is_derived).collect()
+    machine
+        .world
+        .paths()
+        .into_iter()
+        .filter(is_derived)
+        .collect()
 }
 
 fn check(machine: &Machine, seen: &[RowsAnswer], what: &str) {
     let last = seen.last().unwrap();
     let now = machine.rows("tally", "last", At::Now);
-    assert_eq!(now.stamps[0].fingerprint, last.stamps[0].fingerprint, "{what}");
+    assert_eq!(
+        now.stamps[0].fingerprint, last.stamps[0].fingerprint,
+        "{what}"
+    );
     for expected in seen {
         let again = machine.rows("tally", "last", At::Token(expected.token()));
         assert_eq!(&again, expected, "{what}");
@@ -57,7 +67,10 @@ fn a_restart_goes_on_from_files_and_runs_few_events_again() {
     machine.restart();
     let status = machine.compute().module("tally").unwrap();
     let events = status.generations[0].events;
-    assert!(events < EPOCH_EVENTS + 400, "{events} events were given to the guest again");
+    assert!(
+        events < EPOCH_EVENTS + 400,
+        "{events} events were given to the guest again"
+    );
     check(&machine, &seen, "from files");
     let report = machine
         .compute()
@@ -65,7 +78,10 @@ fn a_restart_goes_on_from_files_and_runs_few_events_again() {
         .unwrap();
     assert_eq!(report.differences, []);
     let module = &report.modules[0];
-    assert!(module.snapshots == 1 && module.deltas >= 60 && module.live, "{module:?}");
+    assert!(
+        module.snapshots == 1 && module.deltas >= 60 && module.live,
+        "{module:?}"
+    );
     assert!(module.checkpoints >= 1);
 }
 
@@ -145,7 +161,10 @@ fn a_past_state_is_the_same_from_memory_files_and_the_log() {
             &mut NoSink,
         )
         .unwrap();
-    assert_eq!(again[0].stamp.fingerprint, from_memory[3].stamps[0].fingerprint);
+    assert_eq!(
+        again[0].stamp.fingerprint,
+        from_memory[3].stamps[0].fingerprint
+    );
 }
 
 #[test]

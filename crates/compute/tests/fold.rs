@@ -58,7 +58,11 @@ fn a_guest_that_traps_halts_its_module_and_nothing_else() {
     order(&mut machine, 3);
     let bad = machine.append(&[("s0", "order", b"fine"), ("s0", "order", b"boom")]);
     order(&mut machine, 3);
-    assert_eq!(machine.count("tally", "order"), 3, "the batch was rolled back");
+    assert_eq!(
+        machine.count("tally", "order"),
+        3,
+        "the batch was rolled back"
+    );
     assert_eq!(machine.count("echo", "order"), 8);
     let status = machine.compute().module("tally").unwrap();
     let state = &status.generations[0].state;
@@ -97,7 +101,11 @@ fn the_memory_of_an_impure_guest_makes_no_difference() {
         }
         let before = machine.fingerprints("tally", "counts");
         machine.restart();
-        assert_eq!(machine.fingerprints("tally", "counts"), before, "round {round}");
+        assert_eq!(
+            machine.fingerprints("tally", "counts"),
+            before,
+            "round {round}"
+        );
     }
     let report = machine
         .compute()
@@ -149,9 +157,17 @@ fn an_upgrade_by_rebuild_takes_over_when_it_has_caught_up() {
     assert_eq!(then, before);
     machine.restart();
     assert_eq!(machine.count("tally", "order"), 40);
-    assert_eq!(machine.rows("tally", "counts", At::Token(before.token())), before);
+    assert_eq!(
+        machine.rows("tally", "counts", At::Token(before.token())),
+        before
+    );
     let status = machine.compute().module("tally").unwrap();
-    assert!(status.generations.iter().all(|g| g.generation == 2 && g.current));
+    assert!(
+        status
+            .generations
+            .iter()
+            .all(|g| g.generation == 2 && g.current)
+    );
 }
 
 #[test]
@@ -191,7 +207,9 @@ fn a_validator_decides_with_the_state_of_the_event_before() {
     machine.activate(b"guard", ActivationMode::Rebuild);
     for round in 0..3 {
         let stream = format!("flight-{round}");
-        let refused = machine.try_append(&[(&stream, "arrive", b"early")]).unwrap_err();
+        let refused = machine
+            .try_append(&[(&stream, "arrive", b"early")])
+            .unwrap_err();
         assert!(
             matches!(&refused, AppendError::Rejected { validator, code: 7, index: 0, .. } if validator == "guard"),
             "{refused:?}"
@@ -199,7 +217,9 @@ fn a_validator_decides_with_the_state_of_the_event_before() {
         machine.append(&[(&stream, "depart", b"departed")]);
         // At once, without waiting for the fold.
         machine.append(&[(&stream, "arrive", b"landed")]);
-        machine.try_append(&[(&stream, "arrive", b"again")]).unwrap_err();
+        machine
+            .try_append(&[(&stream, "arrive", b"again")])
+            .unwrap_err();
         machine.restart();
     }
     let reply = machine.compute().submit_remove("guard");

@@ -61,7 +61,10 @@ fn one_reads_ones_own_writes_and_everything_survives_a_stop() {
             wasi: WasiProfile::None,
         })
         .unwrap();
-    assert_eq!((decided.generation, decided.token.entries().count()), (1, 2));
+    assert_eq!(
+        (decided.generation, decided.token.entries().count()),
+        (1, 2)
+    );
     for n in 1..200_u64 {
         let stream = format!("s{}", n % 5);
         let payload = n.to_string();
@@ -104,7 +107,9 @@ fn one_reads_ones_own_writes_and_everything_survives_a_stop() {
         .unwrap();
     assert_eq!(answer.rows.len(), 1);
     assert_eq!(answer.rows[0].value, b"last");
-    let report = compute.verify(&VerifyRequest::default(), &mut NoSink).unwrap();
+    let report = compute
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
     assert_eq!(report.differences, []);
     compute.shutdown();
     engine.shutdown();

@@ -31,3 +31,56 @@ pub fn hunt(canary: Canary, budget: u64) -> Option<Failure> {
         found.filter(|_| run_seed(seed).is_ok())
     })
 }
+
+/// A bug planted where state is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateCanary {
+    /// In the fold.
+    Fold(truthdb_compute::canary::Canary),
+    /// In delta logs and snapshots.
+    Files(truthdb_state::canary::Canary),
+}
+
+impl StateCanary {
+    /// Its name, as in the documentation.
+    pub fn name(self) -> String {
+        match self {
+            StateCanary::Fold(canary) => format!("{canary:?}"),
+            StateCanary::Files(canary) => format!("{canary:?}"),
+        }
+    }
+
+    fn plant(self, planted: bool) {
+        match self {
+            StateCanary::Fold(canary) => {
+                truthdb_compute::canary::plant(planted.then_some(canary));
+            }
+            StateCanary::Files(canary) => {
+                truthdb_state::canary::plant(planted.then_some(canary));
+            }
+        }
+    }
+}
+
+/// As [`BUDGETS`], for worlds with modules ([`crate::run_state_seed`]).
+pub const STATE_BUDGETS: [(StateCanary, u64); 5] = {
+    use truthdb_compute::canary::Canary as Fold;
+    use truthdb_state::canary::Canary as Files;
+    [
+        (StateCanary::Fold(Fold::KeepGuest), 40),
+        (StateCanary::Fold(Fold::DeriveTwice), 40),
+        (StateCanary::Fold(Fold::StoreEarly), 300),
+        (StateCanary::Files(Files::SnapshotOffByOne), 40),
+        (StateCanary::Files(Files::LostDelta), 40),
+    ]
+};
+
+/// As [`hunt`], in worlds with modules.
+pub fn hunt_state(canary: StateCanary, budget: u64) -> Option<Failure> {
+    (1..=budget).find_map(|seed| {
+        canary.plant(true);
+        let found = crate::run_state_seed(seed).err();
+        canary.plant(false);
+        found.filter(|_| crate::run_state_seed(seed).is_ok())
+    })
+}

@@ -32,7 +32,9 @@ mod profile;
 mod restart;
 pub mod seeds;
 mod sim;
+mod state;
 mod work;
 
 pub use profile::{Action, Class, Profile};
 pub use sim::{Figures, Sim, Violation};
+pub use state::{StateFigures, run_state_seed};

@@ -15,6 +15,8 @@ use truthdb_sim::{Sim, crash_loop};
 
 const USAGE: &str = "\
 truthdb-sim run --seed N [--trace]              one seed; the trace goes to standard output
+truthdb-sim state --seed N                      one seed of a world with modules
+truthdb-sim state --count N [--start S]         many of them; stops at the first failure
 truthdb-sim seeds --start S --count N [--jobs J]  many seeds; stops at the first failure
 truthdb-sim canaries                            plants bugs and looks how soon they are found
 truthdb-sim crash-loop [--kills N] [--seed S] [--seconds T] [--dir D]
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
     let result = match arguments.command.as_str() {
         "run" => run(&arguments),
         "seeds" => seeds(&arguments),
+        "state" => state(&arguments),
         "canaries" => canaries(),
         "crash-loop" => crashes(&arguments),
         "crash-child" => child(&arguments),
@@ -123,9 +126,38 @@ fn seeds(arguments: &Arguments) -> Result<(), Error> {
     Ok(())
 }
 
+fn state(arguments: &Arguments) -> Result<(), Error> {
+    let start = arguments.seed.or(arguments.start).unwrap_or(1);
+    if arguments.trace {
+        tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .init();
+    }
+    for seed in start..start + arguments.count.unwrap_or(1) {
+        let figures = truthdb_sim::run_state_seed(seed).map_err(|f| f.to_string())?;
+        println!("seed {seed}: {figures:?}");
+    }
+    Ok(())
+}
+
 #[cfg(feature = "canaries")]
 fn canaries() -> Result<(), Error> {
     let mut missed = Vec::new();
+    let mut missed_in_state = Vec::new();
+    for (canary, budget) in truthdb_sim::canaries::STATE_BUDGETS {
+        let name = canary.name();
+        match truthdb_sim::canaries::hunt_state(canary, budget) {
+            Some(found) => println!(
+                "{name}: found by seed {} of {budget}: {}",
+                found.seed,
+                found.violation.0.lines().next().unwrap_or_default()
+            ),
+            None => {
+                println!("{name}: not found by {budget} seeds");
+                missed_in_state.push(name);
+            }
+        }
+    }
     for (canary, budget) in truthdb_sim::canaries::BUDGETS {
         match truthdb_sim::canaries::hunt(canary, budget) {
             Some(found) => println!(
@@ -138,10 +170,10 @@ fn canaries() -> Result<(), Error> {
             }
         }
     }
-    if missed.is_empty() {
+    if missed.is_empty() && missed_in_state.is_empty() {
         Ok(())
     } else {
-        Err(format!("not found: {missed:?}").into())
+        Err(format!("not found: {missed:?} {missed_in_state:?}").into())
     }
 }
 

@@ -13,6 +13,19 @@ pub struct Failure {
     pub seed: u64,
     /// What was wrong.
     pub violation: Violation,
+    /// The command of `truthdb-sim` that replays it.
+    command: &'static str,
+}
+
+impl Failure {
+    /// Of a world with modules.
+    pub(crate) fn of_state(seed: u64, violation: Violation) -> Failure {
+        Failure {
+            seed,
+            violation,
+            command: "state",
+        }
+    }
 }
 
 impl std::fmt::Display for Failure {
@@ -20,8 +33,8 @@ impl std::fmt::Display for Failure {
         let seed = self.seed;
         write!(
             f,
-            "seed {seed}: {}\nreplay: truthdb-sim run --seed {seed} --trace",
-            self.violation.0
+            "seed {seed}: {}\nreplay: truthdb-sim {} --seed {seed} --trace",
+            self.violation.0, self.command
         )
     }
 }
@@ -50,7 +63,11 @@ pub fn run_sim(seed: u64, sim: &mut Sim) -> Result<Figures, Failure> {
             Violation(format!("panic: {}", text.unwrap_or("of an unknown kind")))
         }
     };
-    Err(Failure { seed, violation })
+    Err(Failure {
+        seed,
+        violation,
+        command: "run",
+    })
 }
 
 /// Sums over many runs.

@@ -188,7 +188,9 @@ impl Machine {
         let engine = self.engine();
         let batch = engine.prepare(None, input)?;
         let sink = Arc::clone(&self.inbox) as Arc<dyn AppendSink>;
-        engine.append(batch, sink, self.next).map_err(|(error, _)| error)?;
+        engine
+            .append(batch, sink, self.next)
+            .map_err(|(error, _)| error)?;
         for _ in 0..10_000 {
             self.step();
             if let Some((_, result)) = self.inbox.0.lock().pop() {
@@ -267,7 +269,8 @@ impl Machine {
     pub fn count(&self, module: &str, key: &str) -> u64 {
         let answer = self.rows(module, "counts", At::Now);
         let rows = answer.rows.iter().filter(|row| row.key == key.as_bytes());
-        rows.map(|row| u64::from_le_bytes(row.value.clone().try_into().unwrap())).sum()
+        rows.map(|row| u64::from_le_bytes(row.value.clone().try_into().unwrap()))
+            .sum()
     }
 
     pub fn fingerprints(&self, module: &str, table: &str) -> Vec<(u32, u64, Fingerprint)> {
@@ -336,7 +339,12 @@ impl NativeCode for Tally {
         } else {
             ModuleKind::Reducer
         };
-        manifest(self.name, kind, &["order", "depart", "arrive", "boom"], &[("counts", ""), ("last", "")])
+        manifest(
+            self.name,
+            kind,
+            &["order", "depart", "arrive", "boom"],
+            &[("counts", ""), ("last", "")],
+        )
     }
 
     fn guest(&self, _context: &InstanceContext) -> Result<Box<dyn Guest>, Halt> {
@@ -403,7 +411,12 @@ struct GuardGuest;
 
 impl NativeCode for Guard {
     fn manifest(&self) -> Manifest {
-        manifest("guard", ModuleKind::Validator, &["arrive"], &[("last", "tally")])
+        manifest(
+            "guard",
+            ModuleKind::Validator,
+            &["arrive"],
+            &[("last", "tally")],
+        )
     }
 
     fn guest(&self, _context: &InstanceContext) -> Result<Box<dyn Guest>, Halt> {

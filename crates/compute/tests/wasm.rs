@@ -1,0 +1,119 @@
+//! Components as guests, on threads and a real file system.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use truthdb_compute::*;
+use truthdb_engine::{AppendError, EncodedEvents, Engine, EngineConfig};
+use truthdb_event::{EventBuilder, EventId};
+use truthdb_guests::Guest;
+use truthdb_io::{Backend, FileStorage, World};
+use truthdb_log::{CreateOptions, create_database};
+use truthdb_module::{Host, HostConfig, Limits, WasiProfile};
+
+fn open(dir: &std::path::Path) -> (Engine, Compute) {
+    let storage = FileStorage::open(dir, Backend::Blocking).unwrap();
+    let world = World::system(Arc::new(storage));
+    let engine = Engine::open(world.clone(), EngineConfig::default()).unwrap();
+    let config = HostConfig {
+        fold_instances_max: 16,
+        query_instances_max: 4,
+        ..HostConfig::default()
+    };
+    let runtime = Arc::new(WasmRuntime::new(Host::new(config).unwrap()));
+    let compute = Compute::open(&engine, &world, runtime, ComputeConfig::default()).unwrap();
+    (engine, compute)
+}
+
+fn append(
+    engine: &Engine,
+    n: u64,
+    stream: &str,
+    event_type: &str,
+    payload: &[u8],
+) -> Result<Token, AppendError> {
+    let mut id = [3; 16];
+    id[..8].copy_from_slice(&n.to_le_bytes());
+    let mut bytes = Vec::new();
+    EventBuilder::new(stream, event_type)
+        .id(EventId::from_bytes(id))
+        .payload(payload)
+        .encode_into(&mut bytes)
+        .unwrap();
+    let input = EncodedEvents {
+        bytes: Bytes::from(bytes),
+        ..EncodedEvents::default()
+    };
+    loop {
+        match engine.append_blocking(engine.prepare(None, input.clone()).unwrap()) {
+            Err(error) if error.is_retryable() => std::thread::yield_now(),
+            Err(error) => return Err(error),
+            Ok(appended) => return Ok(Token::of(appended.partition, appended.last_sequence)),
+        }
+    }
+}
+
+fn activate(compute: &Compute, guest: Guest) {
+    let published = compute.publish(&truthdb_guests::wasm(guest)).unwrap();
+    compute
+        .activate(&ActivateRequest {
+            hash: published.hash,
+            mode: ActivationMode::Rebuild,
+            limits: Limits::default(),
+            wasi: WasiProfile::None,
+        })
+        .unwrap();
+}
+
+#[test]
+fn components_fold_validate_and_verify() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = FileStorage::open(dir.path(), Backend::Blocking).unwrap();
+    let options = CreateOptions {
+        partition_count: 1,
+        segment_bytes: 16 << 20,
+        ..CreateOptions::default()
+    };
+    create_database(&World::system(Arc::new(storage)), &options).unwrap();
+    let (engine, compute) = open(dir.path());
+    activate(&compute, Guest::Balance);
+    activate(&compute, Guest::Covered);
+    let mut token = append(&engine, 1, "account-1", "deposit", b"100").unwrap();
+    let refused = append(&engine, 2, "account-1", "withdraw", b"500").unwrap_err();
+    assert!(matches!(refused, AppendError::Rejected { .. }), "{refused}");
+    for n in 3..60 {
+        token = append(&engine, n, "account-1", "deposit", b"1").unwrap();
+    }
+    let rows = |compute: &Compute, at: At, min: Option<Token>| {
+        let manifest = compute.module("balance").unwrap();
+        compute
+            .scan(&ScanRequest {
+                module: "balance".to_owned(),
+                table: manifest.tables[0].clone(),
+                start: Vec::new(),
+                end: None,
+                reverse: false,
+                limit: 100,
+                page: None,
+                partition: None,
+                options: ReadOptions {
+                    at,
+                    min_sequence: min,
+                    ..ReadOptions::default()
+                },
+            })
+            .unwrap()
+    };
+    let answer = rows(&compute, At::Now, Some(token));
+    assert_eq!(answer.rows.len(), 1);
+    let report = compute
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, []);
+    compute.shutdown();
+    engine.shutdown();
+    let (engine, compute) = open(dir.path());
+    assert_eq!(rows(&compute, At::Token(answer.token()), None), answer);
+    compute.shutdown();
+    engine.shutdown();
+}
