@@ -172,6 +172,24 @@ error_codes! {
     /// The server is starting or shutting down, or cannot be reached.
     Unavailable "UNAVAILABLE" Unavailable 503 MayHaveHappened true
         "Retry with the same event ids, with growing pauses.";
+    /// A validator refused an event.
+    Rejected "REJECTED" FailedPrecondition 422 DidNotHappen false
+        "Correct the event that `event_index` names, or decide again on what has happened since.";
+    /// Bytes that are not accepted as a module.
+    ModuleRefused "MODULE_REFUSED" InvalidArgument 422 DidNotHappen false
+        "Build the module without the import, or within the limit, that the message names.";
+    /// A module failed on this request.
+    ModuleFailed "MODULE_FAILED" FailedPrecondition 422 DidNotHappen false
+        "Correct what the module was given, or the module, and upgrade it.";
+    /// A module is halted before what was asked for.
+    ModuleHalted "MODULE_HALTED" FailedPrecondition 409 DidNotHappen false
+        "See `truthdb module status`; then upgrade the module, skip the events, or resume it.";
+    /// State has not reached what was asked for.
+    NotYet "NOT_YET" Unavailable 503 DidNotHappen true
+        "Ask again in a moment, or with a longer deadline.";
+    /// The moment lies before the module's first state.
+    NoState "NO_STATE" OutOfRange 404 DidNotHappen false
+        "Ask for a later moment; the message says since when there is state.";
 }
 
 impl ErrorCode {
@@ -218,6 +236,12 @@ pub struct ErrorContext {
     pub stream: Option<String>,
     /// The partition concerned.
     pub partition: Option<u32>,
+    /// The module concerned.
+    pub module: Option<String>,
+    /// Rejected: the refused event's place in the batch, from 0.
+    pub event_index: Option<u32>,
+    /// Rejected: the validator's own number of the reason.
+    pub reason_code: Option<u32>,
 }
 
 /// A failure, as every protocol reports it.
@@ -326,6 +350,13 @@ impl ApiError {
         self
     }
 
+    /// The same error, concerning this module.
+    #[must_use]
+    pub fn with_module(mut self, module: impl Into<String>) -> Self {
+        self.context.module = Some(module.into());
+        self
+    }
+
     /// The same error with an action of its own instead of the code's.
     #[must_use]
     pub fn with_action(mut self, action: impl Into<String>) -> Self {
@@ -426,6 +457,9 @@ impl From<&ApiError> for v1::ErrorDetail {
             role: text(context.role.as_ref()),
             stream: text(context.stream.as_ref()),
             partition: context.partition,
+            module: text(context.module.as_ref()),
+            event_index: context.event_index,
+            reason_code: context.reason_code,
         }
     }
 }
@@ -453,6 +487,9 @@ impl From<v1::ErrorDetail> for ApiError {
                 role: option(detail.role),
                 stream: option(detail.stream),
                 partition: detail.partition,
+                module: option(detail.module),
+                event_index: detail.event_index,
+                reason_code: detail.reason_code,
             }),
         }
     }
@@ -483,6 +520,12 @@ struct JsonError {
     stream: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     partition: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    module: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event_index: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason_code: Option<u32>,
 }
 
 impl From<ApiError> for JsonError {
@@ -503,6 +546,9 @@ impl From<ApiError> for JsonError {
             role: context.role,
             stream: context.stream,
             partition: context.partition,
+            module: context.module,
+            event_index: context.event_index,
+            reason_code: context.reason_code,
         }
     }
 }
@@ -524,6 +570,9 @@ impl From<JsonError> for ApiError {
                 role: json.role,
                 stream: json.stream,
                 partition: json.partition,
+                module: json.module,
+                event_index: json.event_index,
+                reason_code: json.reason_code,
             }),
         }
     }
@@ -545,6 +594,9 @@ mod tests {
             role: Some("ingest".into()),
             stream: Some("order-1".into()),
             partition: Some(3),
+            module: Some("covered".into()),
+            event_index: Some(4),
+            reason_code: Some(5),
         };
         error
     }

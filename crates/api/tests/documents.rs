@@ -76,8 +76,8 @@ fn everything_in_the_proto_file_has_a_comment() {
 }
 
 #[test]
-fn the_descriptors_name_both_services() {
-    for service in ["Log", "Admin"] {
+fn the_descriptors_name_every_service() {
+    for service in ["Log", "Admin", "Modules", "State"] {
         let found = truthdb_api::FILE_DESCRIPTOR_SET
             .windows(service.len())
             .any(|window| window == service.as_bytes());

@@ -191,6 +191,8 @@ pub struct GenerationStatus {
     pub events: u64,
     /// Derived events appended since the start of the process.
     pub emitted: u64,
+    /// Fuel used since the start of the process; 0 for code that is not metered.
+    pub fuel: u64,
     /// Last sequence whose derived events are all stored; 0 for modules that emit none.
     pub emitted_through: u64,
     /// This process's engine is another than the one recorded at the activation: let

@@ -65,6 +65,7 @@ pub(crate) struct Line {
     /// A recorded stop, to be kept until it is lifted.
     pub(crate) halt: Option<(u64, String)>,
     events: u64,
+    fuel: u64,
     published: bool,
 }
 
@@ -94,6 +95,7 @@ impl Line {
             until: u64::MAX,
             halt: None,
             events: 0,
+            fuel: 0,
             published: false,
         }
     }
@@ -269,6 +271,7 @@ impl Line {
         self.set_state(FoldState::CatchingUp);
         self.published = false;
         self.events += applied.events;
+        self.fuel += applied.fuel;
         for line in &applied.logs {
             tracing::debug!(module = self.runner.spec.module, level = ?line.level, "{}", line.message);
         }
@@ -373,7 +376,7 @@ impl Line {
         }
         self.published = self.is_settled();
         let version = self.version();
-        let (state, events) = (self.state.clone(), self.events);
+        let (state, events, fuel) = (self.state.clone(), self.events, self.fuel);
         let mut changed = false;
         self.shared.update(|public| {
             changed = public.state != state;
@@ -381,6 +384,7 @@ impl Line {
             public.state = state;
             public.events = events;
             public.emitted = emitted;
+            public.fuel = fuel;
             public.emitted_through = stored;
         });
         changed

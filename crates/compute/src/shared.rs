@@ -32,6 +32,7 @@ pub(crate) struct LinePublic {
     pub(crate) state: FoldState,
     pub(crate) events: u64,
     pub(crate) emitted: u64,
+    pub(crate) fuel: u64,
     pub(crate) emitted_through: u64,
 }
 
@@ -55,6 +56,7 @@ impl LineShared {
                 state: FoldState::CatchingUp,
                 events: 0,
                 emitted: 0,
+                fuel: 0,
                 emitted_through: 0,
             }),
             changed: Condvar::new(),

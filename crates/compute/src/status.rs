@@ -135,6 +135,7 @@ fn generation_status(
         bytes: 0,
         events: 0,
         emitted: 0,
+        fuel: 0,
         emitted_through: 0,
         semantics_differ: inner.runtime.semantics_id(&generation.limits) != generation.semantics_id,
     };
@@ -155,6 +156,7 @@ fn generation_status(
         };
         status.events = public.events;
         status.emitted = public.emitted;
+        status.fuel = public.fuel;
         if generation.manifest.kind == truthdb_module::ModuleKind::Processor {
             status.emitted_through = public.emitted_through;
         }

@@ -105,6 +105,14 @@ commands! {
     Subscribe subscribe;
     /// Show, commit and list durable cursors.
     Cursor cursor;
+    /// Write, publish, activate, upgrade and watch modules.
+    Module module;
+    /// Ask about the state that modules make: now, and as of any moment before.
+    Query query;
+    /// List, take and prune snapshots of state.
+    Snapshot snapshot;
+    /// Make state again from the log alone: to look at it, to verify it, to compare code.
+    Replay replay;
     /// Look at the files of a data directory, structure by structure.
     Inspect inspect;
     /// Check stored data: checksums, chains, roots, gaplessness.

@@ -13,7 +13,9 @@ mod bench;
 mod cli;
 mod cmd;
 mod exit;
+mod key_text;
 mod server;
+mod state_json;
 
 use std::process::ExitCode;
 

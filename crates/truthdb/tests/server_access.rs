@@ -93,6 +93,8 @@ async fn nothing_answers_without_a_token_that_allows_it() {
     let admin = first_token(&mut server);
     let reader = create_token(&server, "reader", "read");
     let writer = create_token(&server, "writer", "append");
+    let asker = create_token(&server, "asker", "query");
+    let deployer = create_token(&server, "deployer", "deploy");
     let mut wrong = admin.clone();
     wrong.replace_range(
         wrong.len() - 1..,
@@ -123,11 +125,27 @@ async fn nothing_answers_without_a_token_that_allows_it() {
         let is_admin = service.ends_with(".Admin");
         let writes = matches!(method.as_str(), "Append" | "AppendStream" | "CursorCommit");
         let free = service.starts_with("grpc.") || method == "GetDatabase";
+        let of_modules = service.ends_with(".Modules");
+        let questions = service.ends_with(".State") && method != "Verify";
+        let looks = matches!(method.as_str(), "List" | "Get" | "ListSnapshots");
+        let is_state = of_modules || service.ends_with(".State");
         let by_reader = call(&channel, &path, Some(&reader)).await;
         assert_eq!(
             by_reader == denied,
-            (is_admin || writes) && !free,
+            (is_admin || writes || is_state) && !free,
             "{path} {by_reader:?}"
+        );
+        let by_asker = call(&channel, &path, Some(&asker)).await;
+        assert_eq!(
+            by_asker == denied,
+            !(free || questions || of_modules && looks),
+            "{path} {by_asker:?}"
+        );
+        let by_deployer = call(&channel, &path, Some(&deployer)).await;
+        assert_eq!(
+            by_deployer == denied,
+            !(free || questions || of_modules),
+            "{path} {by_deployer:?}"
         );
         let by_writer = call(&channel, &path, Some(&writer)).await;
         assert_eq!(
@@ -138,7 +156,7 @@ async fn nothing_answers_without_a_token_that_allows_it() {
         let by_admin = call(&channel, &path, Some(&admin)).await;
         assert_ne!(by_admin, denied, "{path}");
     }
-    assert_eq!(walked, 16);
+    assert_eq!(walked, 31);
     // One wrong secret costs an Argon2 run; the walk above cost none.
     let outcome = call(&channel, "/truthdb.v1.Log/GetDatabase", Some(&wrong)).await;
     assert_eq!(outcome, Err(tonic::Code::Unauthenticated));
@@ -153,6 +171,8 @@ fn every_route_demands_what_its_description_says() {
     let admin = first_token(&mut server);
     let reader = create_token(&server, "reader", "read");
     let writer = create_token(&server, "writer", "append");
+    let asker = create_token(&server, "asker", "query");
+    let deployer = create_token(&server, "deployer", "deploy");
     let description = server.get("/openapi.json").json();
     let mut walked = 0;
     for (pattern, methods) in description["paths"].as_object().unwrap() {
@@ -160,7 +180,10 @@ fn every_route_demands_what_its_description_says() {
             .replace("{partition}", "0")
             .replace("{sequence}", "1")
             .replace("{stream}", "s")
-            .replace("{name}", "c");
+            .replace("{name}", "c")
+            .replace("{module}", "m")
+            .replace("{table}", "t")
+            .replace("{operator}", "o");
         for (method, about) in methods.as_object().unwrap() {
             let method = method.to_uppercase();
             let body = if method == "POST" { "{}" } else { "" };
@@ -188,9 +211,14 @@ fn every_route_demands_what_its_description_says() {
             let summary = about["summary"].as_str().unwrap();
             let needs = |name: &str| summary.contains(&format!("permission `{name}`"));
             let any = summary.contains("Needs a valid token");
-            assert!(
-                any || needs("read") || needs("append") || needs("admin"),
-                "{summary}"
+            let known = ["read", "append", "query", "deploy", "admin"];
+            assert!(any || known.into_iter().any(needs), "{summary}");
+            let asks = needs("query");
+            assert_eq!(with(&asker, &path) == 403, !any && !asks, "{path}");
+            assert_eq!(
+                with(&deployer, &path) == 403,
+                !any && !asks && !needs("deploy"),
+                "{path}"
             );
             assert_eq!(
                 with(&reader, &path) == 403,
@@ -205,7 +233,7 @@ fn every_route_demands_what_its_description_says() {
             assert_ne!(with(&admin, &path), 403, "{path}");
         }
     }
-    assert_eq!(walked, 14);
+    assert_eq!(walked, 28);
     server.stop_cleanly();
 }
 

@@ -45,6 +45,7 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "truthdb-io",
             "truthdb-log",
             "truthdb-engine",
+            "truthdb-guests",
             "truthdb-module",
             "truthdb-compute",
             "truthdb-api",

@@ -13,8 +13,8 @@ use truthdb_client::{
 
 use super::connect::{block_on, client, client_failure};
 use super::event_json::EventLine;
+use super::event_lines::text;
 use super::output::{self, Output};
-use super::query::text;
 use crate::cli::Globals;
 use crate::exit::{ExitClass, Failure};
 

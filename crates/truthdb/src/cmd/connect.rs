@@ -11,6 +11,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use truthdb_api::v1::admin_client::AdminClient;
 use truthdb_api::v1::log_client::LogClient;
+use truthdb_api::v1::modules_client::ModulesClient;
+use truthdb_api::v1::state_client::StateClient;
 use truthdb_api::{ApiError, GRPC_MESSAGE_BYTES_MAX};
 use truthdb_client::{Client, ClientConfig, ClientError, Tls};
 
@@ -163,6 +165,33 @@ pub(crate) async fn admin(
 pub(crate) async fn log(globals: &Globals, args: &GrpcArgs) -> Result<LogClient<Grpc>, Failure> {
     let client = LogClient::new(grpc(globals, args).await?);
     Ok(client.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX))
+}
+
+/// Connects to a server's modules.
+///
+/// # Errors
+///
+/// `network`, `access`.
+pub(crate) async fn modules(
+    globals: &Globals,
+    args: &GrpcArgs,
+) -> Result<ModulesClient<Grpc>, Failure> {
+    let client = ModulesClient::new(grpc(globals, args).await?);
+    Ok(client.max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX))
+}
+
+/// Connects to a server's state.
+///
+/// # Errors
+///
+/// `network`, `access`.
+pub(crate) async fn state(
+    globals: &Globals,
+    args: &GrpcArgs,
+) -> Result<StateClient<Grpc>, Failure> {
+    let client = StateClient::new(grpc(globals, args).await?);
+    // A page from each of many partitions.
+    Ok(client.max_decoding_message_size(usize::MAX))
 }
 
 /// The failure of a gRPC call.

@@ -66,6 +66,15 @@ impl Output {
         self.text(&text)
     }
 
+    /// Writes bytes as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::text`].
+    pub(crate) fn raw(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.bytes(bytes)
+    }
+
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         let written = self.stdout.write_all(bytes);
         settle(written)
@@ -121,6 +130,12 @@ pub(crate) fn note(text: &str) {
 /// A bar that counts bytes on standard error; hidden when that is no terminal.
 pub(crate) fn byte_bar(total: u64, quiet: bool) -> ProgressBar {
     let template = "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+    bar(ProgressBar::new(total), template, quiet)
+}
+
+/// A bar that counts events on standard error; hidden when that is no terminal.
+pub(crate) fn event_bar(total: u64, quiet: bool) -> ProgressBar {
+    let template = "{msg} [{bar:30}] {human_pos}/{human_len} events {per_sec} eta {eta}";
     bar(ProgressBar::new(total), template, quiet)
 }
 

@@ -4,9 +4,11 @@ use serde_json::{Value, json};
 use truthdb_api::v1;
 
 use super::connect::{self, GrpcArgs, block_on, call_failure};
+use super::module_show;
 use super::output::{self, Output};
 use crate::cli::Globals;
 use crate::exit::Failure;
+use crate::state_json;
 
 /// Show what a server is doing.
 #[derive(Debug, clap::Args)]
@@ -61,6 +63,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
             partition.partition, partition.reason
         ))?;
     }
+    if !status.modules.is_empty() {
+        out.line("")?;
+        module_show::modules(&mut out, &status.modules)?;
+    }
+    module_show::problems(&mut out, &status.folds)?;
     out.flush()
 }
 
@@ -163,6 +170,8 @@ fn as_json(status: &v1::StatusResponse) -> Value {
         "disk_total_bytes": status.disk_total_bytes,
         "connections": status.connections,
         "partitions": partitions,
+        "modules": status.modules.iter().map(state_json::module).collect::<Vec<_>>(),
+        "folds": status.folds.iter().map(state_json::fold).collect::<Vec<_>>(),
     })
 }
 

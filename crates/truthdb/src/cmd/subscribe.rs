@@ -3,8 +3,8 @@
 use truthdb_client::{Client, Message, Subscribe, Subscription};
 
 use super::connect::{block_on, client, client_failure};
+use super::event_lines::{EventLines, FilterArgs};
 use super::output;
-use super::query::{EventLines, FilterArgs};
 use crate::cli::Globals;
 use crate::exit::Failure;
 

@@ -82,8 +82,11 @@ const fn native(kind: &'static str, need: Need, role: Option<Role>) -> Operation
 
 const APPEND: Need = Need::Permission(Permission::Append);
 const READ: Need = Need::Permission(Permission::Read);
+const STATE: Need = Need::Permission(Permission::Query);
+const DEPLOY: Need = Need::Permission(Permission::Deploy);
 const ADMIN: Need = Need::Permission(Permission::Admin);
 const INGEST: Option<Role> = Some(Role::Ingest);
+const COMPUTE: Option<Role> = Some(Role::Compute);
 const QUERY: Option<Role> = Some(Role::Query);
 const REPLAY: Option<Role> = Some(Role::Replay);
 
@@ -104,6 +107,21 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     grpc("/truthdb.v1.Admin/Prove", ADMIN, REPLAY),
     grpc("/truthdb.v1.Admin/Trim", ADMIN, INGEST),
     grpc("/truthdb.v1.Admin/Backup", ADMIN, REPLAY),
+    grpc("/truthdb.v1.Modules/Publish", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/Activate", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/Halt", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/Resume", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/Skip", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/Remove", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/List", STATE, None),
+    grpc("/truthdb.v1.Modules/Get", STATE, None),
+    grpc("/truthdb.v1.Modules/ListSnapshots", STATE, None),
+    grpc("/truthdb.v1.Modules/TakeSnapshot", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.Modules/PruneSnapshots", DEPLOY, COMPUTE),
+    grpc("/truthdb.v1.State/Get", STATE, QUERY),
+    grpc("/truthdb.v1.State/Scan", STATE, QUERY),
+    grpc("/truthdb.v1.State/Query", STATE, QUERY),
+    grpc("/truthdb.v1.State/Verify", ADMIN, REPLAY),
     grpc("/grpc.health.v1.Health/Check", Need::Nothing, None),
     grpc("/grpc.health.v1.Health/Watch", Need::Nothing, None),
     grpc(
@@ -132,6 +150,20 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     get("/v1/streams/{stream}/head", READ, QUERY),
     get("/v1/subscribe", READ, QUERY),
     get("/v1/status", ADMIN, None),
+    get("/v1/modules", STATE, None),
+    post("/v1/modules", DEPLOY, COMPUTE),
+    get("/v1/modules/{module}", STATE, None),
+    post("/v1/modules/{module}/activate", DEPLOY, COMPUTE),
+    post("/v1/modules/{module}/halt", DEPLOY, COMPUTE),
+    post("/v1/modules/{module}/resume", DEPLOY, COMPUTE),
+    post("/v1/modules/{module}/skip", DEPLOY, COMPUTE),
+    post("/v1/modules/{module}/remove", DEPLOY, COMPUTE),
+    get("/v1/snapshots", STATE, None),
+    post("/v1/snapshots", DEPLOY, COMPUTE),
+    post("/v1/snapshots/prune", DEPLOY, COMPUTE),
+    get("/v1/state/{module}/{table}/row", STATE, QUERY),
+    get("/v1/state/{module}/{table}/rows", STATE, QUERY),
+    post("/v1/query/{operator}", STATE, QUERY),
     native("Hello", Need::Token, None),
     native("Append", APPEND, INGEST),
     native("Read", READ, QUERY),

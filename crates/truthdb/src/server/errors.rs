@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use truthdb_api::{ApiError, ErrorCode, Outcome};
+use truthdb_compute::ComputeError;
 use truthdb_engine::{AppendError, ReadError, TrimError};
 use truthdb_event::EventError;
 
@@ -95,6 +96,33 @@ pub(crate) fn append_error(error: &AppendError) -> ApiError {
         AppendError::Check { source } => return read_error(source),
         AppendError::NoSuchPartition { partition, count } => no_such_partition(*partition, *count),
         AppendError::NoIngest => return ApiError::role_disabled("ingest"),
+        AppendError::Rejected {
+            validator,
+            index,
+            code,
+            ..
+        } => {
+            let mut api = ApiError::new(ErrorCode::Rejected, text).with_module(validator);
+            api.context.event_index = u32::try_from(*index).ok();
+            api.context.reason_code = Some(*code);
+            api
+        }
+        AppendError::ValidatorFailed { validator, .. } => {
+            ApiError::new(ErrorCode::ModuleFailed, text).with_module(validator)
+        }
+        AppendError::ValidatorNotReady {
+            partition,
+            validator,
+            retry_after_ms,
+            ..
+        } => {
+            let mut api = ApiError::new(ErrorCode::NotYet, text)
+                .with_module(validator)
+                .with_partition(*partition)
+                .with_action("Retry after `retry_after_ms`; `truthdb module status` says more.");
+            api.context.retry_after_ms = Some(*retry_after_ms);
+            api
+        }
         _ => ApiError::invalid_argument(text),
     };
     api.outcome = if error.may_have_happened() {
@@ -143,6 +171,68 @@ pub(crate) fn trim_error(error: &TrimError) -> ApiError {
     }
 }
 
+/// The interface's error for an operation on modules or state.
+pub(crate) fn compute_error(error: &ComputeError) -> ApiError {
+    let text = with_causes(error);
+    let new = |code| ApiError::new(code, text.clone());
+    let api = match error {
+        ComputeError::Role { role } => return ApiError::role_disabled(role),
+        ComputeError::NoSuchModule { module } | ComputeError::NoSuchTable { module, .. } => {
+            new(ErrorCode::NotFound).with_module(module)
+        }
+        ComputeError::NotPublished { .. } => new(ErrorCode::NotFound),
+        ComputeError::NoSuchPartition { partition, count } => {
+            return no_such_partition(*partition, *count);
+        }
+        ComputeError::Refused { .. } => new(ErrorCode::ModuleRefused),
+        ComputeError::NotYet {
+            module,
+            partition,
+            applied,
+            ..
+        } => {
+            let mut api = at(new(ErrorCode::NotYet), module, *partition);
+            api.context.sequence = Some(*applied);
+            api
+        }
+        ComputeError::Halted {
+            module,
+            partition,
+            sequence,
+            ..
+        } => {
+            let mut api = at(new(ErrorCode::ModuleHalted), module, *partition);
+            api.context.sequence = Some(*sequence);
+            api
+        }
+        ComputeError::NoState {
+            module, partition, ..
+        } => at(new(ErrorCode::NoState), module, *partition),
+        ComputeError::Deadline { .. } => new(ErrorCode::Deadline)
+            .with_action("Ask for less, or with a longer deadline (compute.query_deadline_ms)."),
+        ComputeError::Guest { module, .. } => new(ErrorCode::ModuleFailed).with_module(module),
+        ComputeError::Read(error) => return read_error(error),
+        ComputeError::Append(error) => return append_error(error),
+        // A command that was not taken up in time may still be carried out.
+        ComputeError::Stopped { partition, .. } => {
+            return new(ErrorCode::Unavailable)
+                .with_partition(*partition)
+                .with_action("See `truthdb module status`, and ask again.");
+        }
+        ComputeError::Cancelled => new(ErrorCode::Unavailable),
+        ComputeError::Storage { .. } | ComputeError::Thread { .. } => {
+            tracing::error!("an operation on state failed: {text}");
+            new(ErrorCode::Internal)
+        }
+        _ => new(ErrorCode::InvalidArgument),
+    };
+    api.with_outcome(Outcome::DidNotHappen)
+}
+
+fn at(error: ApiError, module: &str, partition: u32) -> ApiError {
+    error.with_module(module).with_partition(partition)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,5 +267,47 @@ mod tests {
         );
         assert_eq!(error.context.limit_value, Some(8));
         assert!(error.message.starts_with("event 2 of the batch"));
+    }
+
+    #[test]
+    fn an_error_about_state_names_its_module_and_says_that_nothing_happened() {
+        let halted = ComputeError::Halted {
+            module: "tally".into(),
+            partition: 1,
+            sequence: 7,
+            reason: "it trapped".into(),
+        };
+        let error = compute_error(&halted);
+        assert_eq!(error.code, ErrorCode::ModuleHalted);
+        assert_eq!(error.outcome, Outcome::DidNotHappen);
+        assert_eq!(error.context.module.as_deref(), Some("tally"));
+        assert_eq!(
+            (error.context.partition, error.context.sequence),
+            (Some(1), Some(7))
+        );
+        let late = compute_error(&ComputeError::Deadline { deadline_ms: 5 });
+        assert_eq!(late.outcome, Outcome::DidNotHappen);
+        assert!(late.retryable);
+        let unknown = ComputeError::Append(AppendError::Unknown {
+            partition: 1,
+            source: std::sync::Arc::new(std::io::Error::other("disk")),
+        });
+        assert_eq!(compute_error(&unknown).outcome, Outcome::MayHaveHappened);
+    }
+
+    #[test]
+    fn a_validators_verdict_travels_whole() {
+        let error = append_error(&AppendError::Rejected {
+            validator: "covered".into(),
+            index: 3,
+            code: 9,
+            message: "not covered".into(),
+        });
+        assert_eq!(error.code, ErrorCode::Rejected);
+        assert_eq!(error.context.module.as_deref(), Some("covered"));
+        assert_eq!(error.context.event_index, Some(3));
+        assert_eq!(error.context.reason_code, Some(9));
+        assert_eq!(error.outcome, Outcome::DidNotHappen);
+        assert!(!error.retryable);
     }
 }

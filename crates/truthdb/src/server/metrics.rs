@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use truthdb_api::v1;
 use truthdb_engine::EngineStatus;
 
 /// Upper bounds of the latency histogram's buckets, microseconds. Doubling from 50 µs to about 13 s.
@@ -103,11 +104,156 @@ impl Drop for Gauge<'_> {
     }
 }
 
+/// What the page says about modules.
+#[derive(Default)]
+pub(crate) struct Modules {
+    status: v1::ListModulesResponse,
+    /// Snapshots by partition: how many, and their bytes.
+    snapshots: Vec<(u32, u64, u64)>,
+}
+
+/// Numbers of each generation of a module: name, kind, help, value.
+type ModuleMetric = (
+    &'static str,
+    &'static str,
+    &'static str,
+    fn(&v1::GenerationStatus) -> u64,
+);
+
+/// The numbers of each generation of a module.
+pub(crate) const MODULE_METRICS: &[ModuleMetric] = &[
+    (
+        "truthdb_module_applied_sequence",
+        "gauge",
+        "Its state holds everything up to here.",
+        |one| one.applied_sequence,
+    ),
+    (
+        "truthdb_module_lag_events",
+        "gauge",
+        "Committed events that it has not applied.",
+        |one| one.committed_sequence.saturating_sub(one.applied_sequence),
+    ),
+    (
+        "truthdb_module_halted",
+        "gauge",
+        "1: it stopped at a batch and waits for an operator.",
+        |one| u64::from(one.state() == v1::FoldState::Halted),
+    ),
+    (
+        "truthdb_module_rows",
+        "gauge",
+        "Rows of its tables.",
+        |one| one.rows,
+    ),
+    (
+        "truthdb_module_bytes",
+        "gauge",
+        "Bytes of keys and values of its tables.",
+        |one| one.bytes,
+    ),
+    (
+        "truthdb_module_events_total",
+        "counter",
+        "Events given to it.",
+        |one| one.events,
+    ),
+    (
+        "truthdb_module_emitted_total",
+        "counter",
+        "Derived events that it appended.",
+        |one| one.emitted,
+    ),
+    (
+        "truthdb_module_fuel_total",
+        "counter",
+        "Fuel that it used.",
+        |one| one.fuel,
+    ),
+];
+
+impl Modules {
+    /// Looks at modules and snapshots.
+    pub(crate) fn look(shared: &super::Shared) -> Modules {
+        if !super::modules::folds(shared) {
+            return Modules::default();
+        }
+        let status = super::modules::snapshot_of_all(shared);
+        // A folder that cannot be read is told by the fold's own problem.
+        let all = shared.compute.snapshots(None).unwrap_or_default();
+        let of = |partition: u32| {
+            let own = all.iter().filter(|one| one.partition == partition);
+            own.fold((partition, 0, 0), |(p, count, bytes), one| {
+                (p, count + 1, bytes + one.bytes)
+            })
+        };
+        let snapshots = status.folds.iter().map(|fold| of(fold.partition)).collect();
+        Modules { status, snapshots }
+    }
+
+    /// Adds what it knows to the page.
+    pub(crate) fn render(&self, text: &mut String, queries_waiting: usize) {
+        let mut page = Page(std::mem::take(text));
+        page.single(
+            "truthdb_queries_waiting",
+            "gauge",
+            "Questions about state that wait for a thread.",
+            queries_waiting,
+        );
+        for (name, kind, help, value) in MODULE_METRICS {
+            page.head(name, kind, help);
+            for module in &self.status.modules {
+                for one in &module.generations {
+                    let _ = writeln!(
+                        page.0,
+                        "{name}{{module=\"{}\",partition=\"{}\",generation=\"{}\"}} {}",
+                        module.module,
+                        one.partition,
+                        one.generation,
+                        value(one)
+                    );
+                }
+            }
+        }
+        let folds = &self.status.folds;
+        page.each(
+            "truthdb_snapshot_sequence",
+            "Sequence of the newest snapshot of state; 0: none.",
+            folds
+                .iter()
+                .map(|fold| (fold.partition, fold.snapshot_sequence)),
+        );
+        page.each(
+            "truthdb_snapshots",
+            "Snapshots of state.",
+            self.snapshots
+                .iter()
+                .map(|(partition, count, _)| (*partition, *count)),
+        );
+        page.each(
+            "truthdb_snapshot_bytes",
+            "Bytes of the snapshots of state, shared chunks once for each.",
+            self.snapshots
+                .iter()
+                .map(|(partition, _, bytes)| (*partition, *bytes)),
+        );
+        *text = page.0;
+    }
+}
+
 struct Page(String);
 
 impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// A gauge of each partition.
+    fn each(&mut self, name: &str, help: &str, values: impl Iterator<Item = (u32, u64)>) {
+        self.head(name, "gauge", help);
+        for (partition, value) in values {
+            let _ = writeln!(self.0, "{name}{{partition=\"{partition}\"}} {value}");
+        }
     }
 
     fn single(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
@@ -330,7 +476,15 @@ mod tests {
         let counters = counters
             .iter()
             .map(|(name, _)| format!("truthdb_{name}_total"));
-        for name in server.chain(partition).chain(counters) {
+        let module = MODULE_METRICS.iter().map(|(name, ..)| (*name).to_owned());
+        let others = [
+            "truthdb_queries_waiting",
+            "truthdb_snapshot_sequence",
+            "truthdb_snapshots",
+            "truthdb_snapshot_bytes",
+        ];
+        let module = module.chain(others.map(str::to_owned));
+        for name in server.chain(partition).chain(counters).chain(module) {
             assert!(
                 page.contains(&format!("`{name}`")),
                 "docs/operations.md lacks {name}"

@@ -9,6 +9,7 @@
 
 mod access;
 mod append;
+pub(crate) mod compute;
 pub(crate) mod config;
 mod convert;
 mod errors;
@@ -17,10 +18,12 @@ mod http;
 mod listen;
 mod logging;
 mod metrics;
+mod modules;
 mod native;
 mod readers;
 mod run;
 mod scan;
+pub(crate) mod state;
 mod tls;
 pub(crate) mod tokens;
 
@@ -30,6 +33,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
 use truthdb_api::{ApiError, ErrorCode, Outcome};
+use truthdb_compute::Compute;
 use truthdb_engine::Engine;
 use truthdb_io::Clock;
 
@@ -38,7 +42,7 @@ use config::Config;
 use metrics::Metrics;
 use readers::ReaderPool;
 
-pub(crate) use run::{ServeOptions, create, directory_failure, open_world, run};
+pub(crate) use run::{ServeOptions, create, directory_failure, open_failure, open_world, run};
 
 /// When a refused request should come again, milliseconds.
 const RETRY_AFTER_MS: u64 = 100;
@@ -46,10 +50,18 @@ const RETRY_AFTER_MS: u64 = 100;
 /// What every connection shares.
 pub(crate) struct Shared {
     pub engine: Engine,
+    /// Modules and their state.
+    pub compute: Compute,
     pub config: Config,
     pub access: Access,
     pub metrics: Arc<Metrics>,
     pub readers: ReaderPool,
+    /// Answers questions about state, so that they cannot take the places of reads.
+    pub queries: ReaderPool,
+    /// One permit for each decision about modules that is under way.
+    pub decisions: Arc<Semaphore>,
+    /// One permit: one verification of state at a time.
+    pub verify_state_slot: Arc<Semaphore>,
     pub clock: Arc<dyn Clock>,
     /// When the server started, monotonic nanoseconds.
     pub started_ns: u64,
@@ -152,4 +164,13 @@ pub(crate) async fn stopped(stopping: &mut watch::Receiver<bool>) {
 pub(crate) fn stopping_error() -> ApiError {
     ApiError::new(ErrorCode::Unavailable, "the server is shutting down")
         .with_outcome(Outcome::DidNotHappen)
+}
+
+/// Long work on a thread of its own: it may block and must not take a reader's place.
+pub(crate) async fn run_apart<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
 }

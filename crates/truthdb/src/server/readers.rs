@@ -40,8 +40,12 @@ pub(crate) struct ReaderPool {
 }
 
 impl ReaderPool {
-    /// Starts the threads.
-    pub(crate) fn start(threads: usize, waiting_max: usize) -> std::io::Result<ReaderPool> {
+    /// Starts the threads, named `name-0` and so on.
+    pub(crate) fn start(
+        name: &str,
+        threads: usize,
+        waiting_max: usize,
+    ) -> std::io::Result<ReaderPool> {
         let queue = Mutex::new(Queue {
             jobs: VecDeque::new(),
             stopped: false,
@@ -55,7 +59,7 @@ impl ReaderPool {
             .map(|number| {
                 let inner = Arc::clone(&inner);
                 std::thread::Builder::new()
-                    .name(format!("reader-{number}"))
+                    .name(format!("{name}-{number}"))
                     .spawn(move || inner.run())
             })
             .collect::<std::io::Result<Vec<_>>>()?;
@@ -177,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_read_above_the_bound_is_refused_and_the_others_are_answered() {
-        let pool = ReaderPool::start(1, 1).unwrap();
+        let pool = ReaderPool::start("reader", 1, 1).unwrap();
         let (release, hold) = std::sync::mpsc::channel::<()>();
         let (started, running) = oneshot::channel();
         let first = pool.run(move || {

@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::TaskTracker;
+use truthdb_compute::Compute;
 use truthdb_engine::{Engine, OpenError, PartitionState};
 use truthdb_io::{Backend, FileStorage, World};
 use truthdb_log::{
@@ -22,7 +23,8 @@ use truthdb_log::{
 };
 
 use super::access::Access;
-use super::config::{Config, IoBackend, TlsMode};
+use super::compute;
+use super::config::{Config, IoBackend, Role, TlsMode};
 use super::http::HttpService;
 use super::metrics::Metrics;
 use super::native::NativeService;
@@ -35,6 +37,8 @@ use crate::exit::{ExitClass, Failure};
 const STACK_BYTES: usize = 2 << 20;
 /// Open files that are not connections: segments, indexes, the runtime's own.
 const OPEN_FILES_OWN: u64 = 512;
+/// Decisions about modules that are under way at once; each takes a thread while it waits.
+const DECISIONS_MAX: usize = 8;
 /// Name of the token that is made at the first start.
 const FIRST_TOKEN: &str = "first-admin";
 
@@ -147,11 +151,16 @@ pub(crate) fn run(config: Config, options: &ServeOptions) -> Result<(), Failure>
     }
     let clock = Arc::clone(&world.clock);
     let opened_ns = clock.monotonic_ns();
-    let engine = Engine::open(world, config.engine.clone())
+    let engine = Engine::open(world.clone(), config.engine.clone())
         .map_err(|error| open_failure(&directory, error))?;
     let taken_ms = (clock.monotonic_ns() - opened_ns) / 1_000_000;
     tell_recovery(&engine, taken_ms);
-    let outcome = serve(config, options, &directory, &engine, clock);
+    // Before the first append: a validator must not miss one.
+    let outcome = compute::open(&config, &directory, &engine, &world).and_then(|compute| {
+        let outcome = serve(config, options, &directory, &engine, &compute, clock);
+        compute.shutdown();
+        outcome
+    });
     let report = engine.shutdown();
     for (partition, reason) in &report.failed {
         tracing::warn!(partition, reason = %reason, "this partition was not stopped cleanly");
@@ -183,7 +192,7 @@ fn raise_open_files(connections_max: usize) {
     }
 }
 
-fn open_failure(directory: &Path, error: OpenError) -> Failure {
+pub(crate) fn open_failure(directory: &Path, error: OpenError) -> Failure {
     match error {
         OpenError::Directory(error) => directory_failure(directory, error),
         error @ OpenError::Config { .. } => {
@@ -231,6 +240,7 @@ fn serve(
     options: &ServeOptions,
     directory: &Path,
     engine: &Engine,
+    compute: &Compute,
     clock: Arc<dyn truthdb_io::Clock>,
 ) -> Result<(), Failure> {
     let tls_ready = tls::set_up(&config.tls, directory).map_err(|error| {
@@ -248,8 +258,15 @@ fn serve(
         None
     };
     let limits = &config.limits;
-    let readers = ReaderPool::start(limits.read_threads, limits.reads_waiting_max)
-        .map_err(|error| Failure::environment("the reader threads cannot start", error))?;
+    let no_readers = |error| Failure::environment("the reader threads cannot start", error);
+    let readers = ReaderPool::start("reader", limits.read_threads, limits.reads_waiting_max)
+        .map_err(no_readers)?;
+    let (threads, waiting) = (
+        config.modules.query_threads,
+        config.modules.queries_waiting_max,
+    );
+    let threads = if config.runs(Role::Query) { threads } else { 0 };
+    let queries = ReaderPool::start("query", threads, waiting).map_err(no_readers)?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime
         .thread_name("network")
@@ -264,9 +281,13 @@ fn serve(
     let (stop, stopping) = watch::channel(false);
     let shared = Arc::new(Shared {
         engine: engine.clone(),
+        compute: compute.clone(),
         access: Access::new(tokens, config.roles.clone()),
         metrics: Arc::new(Metrics::default()),
         readers,
+        queries,
+        decisions: Arc::new(Semaphore::new(DECISIONS_MAX)),
+        verify_state_slot: Arc::new(Semaphore::new(1)),
         started_ns: clock.monotonic_ns(),
         clock,
         connections: Arc::new(Semaphore::new(limits.connections_max)),
@@ -283,6 +304,7 @@ fn serve(
         config,
     });
     let outcome = runtime.block_on(listen_until_stopped(&shared, options, tls_ready, stop));
+    shared.queries.stop();
     shared.readers.stop();
     // What did not end in time ends here.
     runtime.shutdown_timeout(Duration::from_secs(1));

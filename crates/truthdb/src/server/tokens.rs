@@ -51,6 +51,10 @@ pub(crate) enum Permission {
     Append,
     /// Reads, subscriptions, metrics.
     Read,
+    /// Questions about state, and the list of modules.
+    Query,
+    /// The life of modules, snapshots, and what `query` allows: whoever brings code reads state.
+    Deploy,
     /// Everything: status, verification, trims, backups, and what the others allow.
     Admin,
 }
@@ -61,6 +65,8 @@ impl Permission {
         match self {
             Permission::Append => "append",
             Permission::Read => "read",
+            Permission::Query => "query",
+            Permission::Deploy => "deploy",
             Permission::Admin => "admin",
         }
     }
@@ -98,7 +104,8 @@ impl Principal {
     /// Whether the token allows this.
     pub(crate) fn may(&self, permission: Permission) -> bool {
         let permissions = &self.entry.permissions;
-        permissions.contains(&permission) || permissions.contains(&Permission::Admin)
+        let implied = permission == Permission::Query && permissions.contains(&Permission::Deploy);
+        implied || permissions.contains(&permission) || permissions.contains(&Permission::Admin)
     }
 
     /// The token's name.

@@ -41,6 +41,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
         "Memory, queues and groups of the engine. The defaults suit most machines.",
     ),
     (
+        "compute",
+        "Modules and the state that they make: see [modules](modules.md).",
+    ),
+    (
         "retention",
         "When old segments may be removed. Nothing is removed unless a key is set here.",
     ),
@@ -172,16 +176,10 @@ fn roles(value: &Value) -> Result<Vec<Role>, String> {
             "ingest" => Role::Ingest,
             "query" => Role::Query,
             "replay" => Role::Replay,
-            "compute" => {
-                return Err(
-                    "the role \"compute\" runs modules, and this version of TruthDB has \
-                            no modules yet; remove it"
-                        .into(),
-                );
-            }
+            "compute" => Role::Compute,
             other => {
                 return Err(format!(
-                    "{other:?} is not a role: \"ingest\", \"query\" and \"replay\" are"
+                    "{other:?} is not a role: \"ingest\", \"compute\", \"query\" and \"replay\" are"
                 ));
             }
         };
@@ -193,6 +191,22 @@ fn roles(value: &Value) -> Result<Vec<Role>, String> {
         return Err("a node needs at least one role".into());
     }
     Ok(roles)
+}
+
+/// 0, or a number of at least `min`.
+fn zero_or(value: &Value, min: u64, max: u64) -> Result<u64, String> {
+    match number(value, 0, max)? {
+        0 => Ok(0),
+        other => in_range(other, min, max),
+    }
+}
+
+fn small(value: &Value, max: u64) -> Result<u32, String> {
+    u32::try_from(number(value, 0, max)?).map_err(|error| error.to_string())
+}
+
+fn instances(value: &Value) -> Result<u32, String> {
+    u32::try_from(number(value, 1, 1000)?).map_err(|error| error.to_string())
 }
 
 /// 0 is "no bound".
@@ -227,8 +241,8 @@ keys! {
         "How the disk is driven. \"auto\" takes io_uring where the kernel allows it, and says so when it does not; \"io_uring\" refuses to start without it.",
         |c, v| { c.data.io_backend = one_of(v, &[("auto", IoBackend::Auto), ("io_uring", IoBackend::IoUring), ("blocking", IoBackend::Blocking)])?; Ok(()) };
 
-    node.roles = "[\"ingest\", \"query\", \"replay\"]", "array of \"ingest\", \"query\", \"replay\"",
-        "What this node does. ingest: appends, cursor commits, trims. query: reads and subscriptions. replay: work over the whole log, which is verification, proofs and backups. A request that needs another role is answered with ROLE_DISABLED.",
+    node.roles = "[\"ingest\", \"compute\", \"query\", \"replay\"]", "array of \"ingest\", \"compute\", \"query\", \"replay\"",
+        "What this node does. ingest: appends, cursor commits, trims. compute: the folds; with ingest beside it also the life of modules, snapshots and checkpoints. query: reads, subscriptions, and questions about state. replay: work over the whole log, which is verification, proofs, backups and replays of state. A request that needs another role is answered with ROLE_DISABLED.",
         |c, v| { c.roles = roles(v)?; Ok(()) };
 
     listen.http = "\"127.0.0.1:7433\"", "address:port",
@@ -308,6 +322,43 @@ keys! {
             c.engine.writer_cpus = array.iter().map(|cpu| count(cpu, 0, 1023)).collect::<Result<_, _>>()?;
             Ok(())
         };
+
+    compute.snapshot_every_events = "100000", "0, or 100 to 1000000000000",
+        "Events between two snapshots of state, each partition. A start goes on from the newest one. 0: only on request.",
+        |c, v| { c.compute.snapshot_every_events = zero_or(v, 100, 1_000_000_000_000)?; Ok(()) };
+    compute.snapshots_keep_last = "4", "1 to 10000",
+        "The newest so many snapshots stay, each partition.",
+        |c, v| { c.compute.snapshot_retention.keep_last = count(v, 1, 10_000)?; Ok(()) };
+    compute.snapshots_slots_log2 = "4", "0 to 16",
+        "Of the older snapshots about 2 to the power of this stay for each doubling of their age: the older, the sparser. They make questions about old moments cheap.",
+        |c, v| { c.compute.snapshot_retention.slots_log2 = small(v, 16)?; Ok(()) };
+    compute.checkpoint_every_events = "100000", "0, or 100 to 1000000000000",
+        "Events between two state checkpoints in the log, each module: fingerprints that every replay must reproduce. 0: none.",
+        |c, v| { c.compute.checkpoint_every_events = zero_or(v, 100, 1_000_000_000_000)?; Ok(()) };
+    compute.retained_views = "64", "1 to 100000",
+        "Versions of recent state kept in memory, each module and partition, so that questions about the last moments need no disk.",
+        |c, v| { c.compute.retained_views = count(v, 1, 100_000)?; Ok(()) };
+    compute.query_deadline_ms = "10000", "1 to 3600000",
+        "The longest that a question about state may take, and what it may take if it does not say.",
+        |c, v| { c.compute.query_deadline = millis(v, 1, 3_600_000)?; Ok(()) };
+    compute.decision_wait_ms = "10000", "0 to 600000",
+        "How long an activation waits for its copies in the other partitions before it is answered. They are made in any case.",
+        |c, v| { c.compute.decision_wait = millis(v, 0, 600_000)?; Ok(()) };
+    compute.query_threads = "4", "1 to 256",
+        "Threads that answer questions about state.",
+        |c, v| { c.modules.query_threads = count(v, 1, 256)?; Ok(()) };
+    compute.queries_waiting_max = "256", "1 to 100000",
+        "Questions about state that wait for a thread. Above it they are refused with OVERLOADED.",
+        |c, v| { c.modules.queries_waiting_max = count(v, 1, 100_000)?; Ok(()) };
+    compute.fold_instances_max = "128", "1 to 1000",
+        "Instances of validators, reducers and processors at once. Each reserves 4 GiB of address space, not of memory.",
+        |c, v| { c.modules.fold_instances_max = instances(v)?; Ok(()) };
+    compute.query_instances_max = "32", "1 to 1000",
+        "Instances of query operators at once. Each reserves 4 GiB of address space, not of memory.",
+        |c, v| { c.modules.query_instances_max = instances(v)?; Ok(()) };
+    compute.keep_compiled = "true", "true, false",
+        "Keep compiled modules in server/modules of the data directory, with keyed checksums, so that a start does not compile them again.",
+        |c, v| { c.modules.keep_compiled = boolean(v)?; Ok(()) };
 
     retention.age_max_s = "0", "0, or 60 and more",
         "Remove whole segments whose last event is older than this, in seconds. 0: keep for ever.",

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use truthdb_compute::ComputeConfig;
 use truthdb_engine::EngineConfig;
 
 pub(crate) use parse::{ConfigError, Loaded, load};
@@ -31,14 +32,16 @@ pub(crate) enum IoBackend {
     Blocking,
 }
 
-/// What a node does. (`compute` needs modules, which this version has not.)
+/// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Takes appends, cursor commits and trims.
     Ingest,
-    /// Answers reads and subscriptions.
+    /// Folds the log with modules, and takes part in their life.
+    Compute,
+    /// Answers reads, subscriptions, and questions about state.
     Query,
-    /// Goes through the whole log: verification, proofs, backups.
+    /// Goes through the whole log: verification, proofs, backups, replays of state.
     Replay,
 }
 
@@ -47,6 +50,7 @@ impl Role {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Role::Ingest => "ingest",
+            Role::Compute => "compute",
             Role::Query => "query",
             Role::Replay => "replay",
         }
@@ -118,6 +122,16 @@ pub(crate) struct Limits {
     pub shutdown_timeout: Duration,
 }
 
+/// Section `[compute]`, except what the folds themselves are given.
+#[derive(Debug, Clone)]
+pub(crate) struct Modules {
+    pub query_threads: usize,
+    pub queries_waiting_max: usize,
+    pub fold_instances_max: u32,
+    pub query_instances_max: u32,
+    pub keep_compiled: bool,
+}
+
 /// Section `[log]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
@@ -136,6 +150,8 @@ pub(crate) struct Config {
     pub limits: Limits,
     pub log: Log,
     pub engine: EngineConfig,
+    pub modules: Modules,
+    pub compute: ComputeConfig,
     /// `durability.interval_ms`, which counts only with `durability.mode = "flush-interval"`.
     pub flush_interval: Duration,
 }
@@ -188,6 +204,14 @@ impl Config {
                 format: LogFormat::Auto,
             },
             engine: EngineConfig::default(),
+            modules: Modules {
+                query_threads: 0,
+                queries_waiting_max: 0,
+                fold_instances_max: 0,
+                query_instances_max: 0,
+                keep_compiled: false,
+            },
+            compute: ComputeConfig::default(),
             flush_interval: Duration::ZERO,
         };
         for key in keys::KEYS {
@@ -207,6 +231,11 @@ impl Config {
             *interval = self.flush_interval;
         }
         self.engine.ingest = self.runs(Role::Ingest);
+        // Without `ingest` a node can only follow: it folds, and decides and writes nothing.
+        let follows = self.runs(Role::Compute) && !self.runs(Role::Ingest);
+        self.compute.compute = self.runs(Role::Compute) && !follows;
+        self.compute.query = self.runs(Role::Query) || follows;
+        self.compute.replay = self.runs(Role::Replay);
         if self.tls.mode == TlsMode::Files
             && (self.tls.certificate_file.as_os_str().is_empty()
                 || self.tls.key_file.as_os_str().is_empty())

@@ -250,6 +250,7 @@ mod tests {
     fn the_defaults_of_the_engine_are_those_of_the_table() {
         let config = Config::defaults();
         assert_eq!(config.engine, truthdb_engine::EngineConfig::default());
+        assert_eq!(config.compute, truthdb_compute::ComputeConfig::default());
         assert_eq!(config.listen.http.to_string(), "127.0.0.1:7433");
     }
 
@@ -307,8 +308,12 @@ mod tests {
                 "file.toml:3: limits.connections_max: 0 is out",
             ),
             (
-                "[node]\nroles = [\"compute\"]\n",
-                "file.toml:2: node.roles: the role \"compute\"",
+                "[node]\nroles = [\"computer\"]\n",
+                "file.toml:2: node.roles: \"computer\" is not a role",
+            ),
+            (
+                "[compute]\nsnapshot_every_events = 7\n",
+                "file.toml:2: compute.snapshot_every_events: 7 is out",
             ),
             (
                 "[log]\nlevel = 3\n",

@@ -12,9 +12,8 @@ use truthdb_api::{ApiError, ErrorCode, Outcome, v1};
 use truthdb_engine::{BackupPartition, BackupSession, PartitionState, TrimPlan, TrimTo};
 
 use super::{Answers, Sender, answers, standing, within};
-use crate::server::Shared;
-use crate::server::convert;
 use crate::server::errors::{read_error, trim_error, with_causes};
+use crate::server::{Shared, convert, modules, run_apart};
 
 /// Bytes of one chunk of a backup.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -159,22 +158,13 @@ impl v1::admin_server::Admin for AdminService {
     }
 }
 
-/// Long work on a thread of its own: it may block and must not take a reader's place.
-async fn run_apart<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?
-}
-
 /// What the node is doing.
 pub(in crate::server) async fn status(
     shared: &Arc<Shared>,
 ) -> Result<v1::StatusResponse, ApiError> {
     let engine = shared.engine.clone();
     let reader = Arc::clone(shared);
-    let (status, partitions) = shared
+    let (status, partitions, modules) = shared
         .readers
         .run(move || {
             let status = engine.status();
@@ -182,7 +172,7 @@ pub(in crate::server) async fn status(
             let partitions: Vec<_> = partitions
                 .map(|one| partition_status(&reader, one))
                 .collect();
-            (status, partitions)
+            (status, partitions, modules::snapshot_of_all(&reader))
         })
         .await?;
     let uptime_ns = shared
@@ -209,6 +199,8 @@ pub(in crate::server) async fn status(
         disk_total_bytes: status.total_bytes,
         partitions,
         connections: u32::try_from(connections).unwrap_or(0),
+        modules: modules.modules,
+        folds: modules.folds,
     })
 }
 

@@ -2,6 +2,8 @@
 
 mod admin;
 mod log;
+mod modules;
+mod state;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,8 +24,16 @@ pub(super) use log::{
 
 /// Messages that wait in a streaming answer: with the one being sent, that is its memory.
 const ANSWERS_WAITING_MAX: usize = 1;
+/// Bytes of the largest answer about state: a page of a megabyte from each of many partitions.
+const STATE_ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Services by name, for health checks.
-const SERVICES: [&str; 3] = ["", "truthdb.v1.Log", "truthdb.v1.Admin"];
+const SERVICES: [&str; 5] = [
+    "",
+    "truthdb.v1.Log",
+    "truthdb.v1.Admin",
+    "truthdb.v1.Modules",
+    "truthdb.v1.State",
+];
 
 /// A streaming answer.
 pub(super) type Answers<T> =
@@ -43,6 +53,14 @@ pub(super) async fn routes(
         .max_encoding_message_size(truthdb_api::GRPC_MESSAGE_BYTES_MAX);
     let admin = v1::admin_server::AdminServer::new(admin::AdminService::new(Arc::clone(shared)))
         .max_decoding_message_size(bytes_max);
+    let modules = modules::ModulesService::new(Arc::clone(shared));
+    let modules = v1::modules_server::ModulesServer::new(modules)
+        .max_decoding_message_size(bytes_max)
+        .max_encoding_message_size(truthdb_api::GRPC_MESSAGE_BYTES_MAX);
+    let state = state::StateService::new(Arc::clone(shared));
+    let state = v1::state_server::StateServer::new(state)
+        .max_decoding_message_size(bytes_max)
+        .max_encoding_message_size(STATE_ANSWER_BYTES_MAX);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(truthdb_api::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -64,6 +82,8 @@ pub(super) async fn routes(
     });
     Ok(Routes::new(log)
         .add_service(admin)
+        .add_service(modules)
+        .add_service(state)
         .add_service(reflection)
         .add_service(health))
 }

@@ -2,8 +2,10 @@
 
 mod events;
 mod json;
+mod modules;
 pub(crate) mod openapi;
 mod operate;
+mod state;
 mod subscribe;
 
 use std::convert::Infallible;
@@ -110,6 +112,21 @@ fn routes() -> Router<Arc<Shared>> {
             get(operate::proof),
         )
         .route("/v1/partitions/{partition}/trim", post(operate::trim))
+        .route("/v1/modules", get(modules::list).post(modules::publish))
+        .route("/v1/modules/{module}", get(modules::one))
+        .route("/v1/modules/{module}/activate", post(modules::activate))
+        .route("/v1/modules/{module}/halt", post(modules::halt))
+        .route("/v1/modules/{module}/resume", post(modules::resume))
+        .route("/v1/modules/{module}/skip", post(modules::skip))
+        .route("/v1/modules/{module}/remove", post(modules::remove))
+        .route(
+            "/v1/snapshots",
+            get(modules::list_snapshots).post(modules::take_snapshot),
+        )
+        .route("/v1/snapshots/prune", post(modules::prune_snapshots))
+        .route("/v1/state/{module}/{table}/row", get(state::row))
+        .route("/v1/state/{module}/{table}/rows", get(state::rows))
+        .route("/v1/query/{operator}", post(state::query))
 }
 
 /// Serves the gRPC and HTTP port.
@@ -328,6 +345,21 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
     body: Body,
 ) -> Result<(T, tokio::sync::OwnedSemaphorePermit), HttpError> {
     let most = shared.config.limits.request_bytes_max;
+    let (bytes, permit) = bytes_body(shared, headers, body, "request_bytes_max", most).await?;
+    let value = serde_json::from_slice(&bytes).map_err(|error| {
+        ApiError::invalid_argument(format!("the body is not acceptable: {error}"))
+    })?;
+    Ok((value, permit))
+}
+
+/// Reads a body of at most so many bytes (a limit with a name) within the limits of memory and time.
+pub(super) async fn bytes_body(
+    shared: &Shared,
+    headers: &HeaderMap,
+    body: Body,
+    limit_name: &str,
+    most: usize,
+) -> Result<(bytes::Bytes, tokio::sync::OwnedSemaphorePermit), HttpError> {
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok());
@@ -336,7 +368,7 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
         if announced <= DRAIN_BYTES_MAX {
             drain(shared, body).await;
         }
-        return Err(too_large(most, announced).into());
+        return Err(too_large(limit_name, most, announced).into());
     }
     // A body whose length is not announced may be as long as any.
     let permit = shared.reserve_bytes(announced.unwrap_or(most))?;
@@ -346,7 +378,7 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
         Ok(Err(error)) => {
             let error = error.into_inner();
             if error.is::<http_body_util::LengthLimitError>() {
-                return Err(too_large(most, most + 1).into());
+                return Err(too_large(limit_name, most, most + 1).into());
             }
             return Err(
                 ApiError::invalid_argument(format!("the body ended early: {error}")).into(),
@@ -360,10 +392,7 @@ pub(super) async fn json_body<T: serde::de::DeserializeOwned>(
             );
         }
     };
-    let value = serde_json::from_slice(&bytes).map_err(|error| {
-        ApiError::invalid_argument(format!("the body is not acceptable: {error}"))
-    })?;
-    Ok((value, permit))
+    Ok((bytes, permit))
 }
 
 /// Takes a body and forgets it.
@@ -374,9 +403,9 @@ async fn drain(shared: &Shared, body: Body) {
     let _ = tokio::time::timeout(shared.config.limits.request_timeout, all).await;
 }
 
-fn too_large(most: usize, actual: usize) -> ApiError {
+fn too_large(limit: &str, most: usize, actual: usize) -> ApiError {
     let number = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-    ApiError::limit_exceeded("request_bytes_max", number(most), number(actual))
+    ApiError::limit_exceeded(limit, number(most), number(actual))
 }
 
 /// The parameters of a query, each checked to be one of the known.
@@ -436,6 +465,21 @@ impl Query {
             }
         }
     }
+}
+
+/// The partition that a query names, if it names one.
+fn partition(query: &Query) -> Result<Option<u32>, ApiError> {
+    let number = query.number("partition")?;
+    number
+        .map(|number| {
+            u32::try_from(number).map_err(|_| {
+                ApiError::new(
+                    ErrorCode::NotFound,
+                    format!("there is no partition {number}"),
+                )
+            })
+        })
+        .transpose()
 }
 
 /// A number in a path.

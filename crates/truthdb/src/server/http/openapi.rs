@@ -87,6 +87,62 @@ const SUBSCRIBE_QUERY: &[(&str, &str)] = &[
     ),
 ];
 
+const PARTITION_QUERY: &[(&str, &str)] = &[("partition", "Only this partition; without it all.")];
+const ROW_QUERY: &[(&str, &str)] = &[
+    (
+        "key",
+        "The key. Its parts are given one after another, such as `key=N14228&key=u64:17`: `text:` \
+         (without a prefix too), `u8:` to `u128:`, `i8:` to `i128:`, `bool:`, `hex:`, `raw:`.",
+    ),
+    AT,
+    AS_OF,
+    MIN_SEQUENCE,
+    DEADLINE,
+    GENERATION,
+    PARTITION_QUERY[0],
+];
+const ROWS_QUERY: &[(&str, &str)] = &[
+    ("start", "Keys from here on, included; parts as for `key`."),
+    ("end", "Keys before this; parts as for `key`."),
+    (
+        "prefix",
+        "Only keys that begin so; parts as for `key`. The beginning of a text is `raw:`.",
+    ),
+    ("reverse", "`true`: the last key first."),
+    (
+        "limit",
+        "At most this many rows, 1 to 10000; 100 without it.",
+    ),
+    (
+        "page",
+        "`next` of the answer before; it also holds the moment.",
+    ),
+    AT,
+    AS_OF,
+    MIN_SEQUENCE,
+    DEADLINE,
+    GENERATION,
+    PARTITION_QUERY[0],
+];
+const AT: (&str, &str) = (
+    "at",
+    "As of exactly these sequences: a token, such as `0:17` or `0:17,1:4`. The answer has the same \
+     rows for ever.",
+);
+const AS_OF: (&str, &str) = (
+    "as_of",
+    "As of this time: RFC 3339, or nanoseconds since 1970 UTC.",
+);
+const MIN_SEQUENCE: (&str, &str) = (
+    "min_sequence",
+    "Wait until the state holds at least these sequences: a token.",
+);
+const DEADLINE: (&str, &str) = ("deadline_ms", "Answer within so many milliseconds.");
+const GENERATION: (&str, &str) = (
+    "generation",
+    "Ask this generation instead of the one that was current at the moment.",
+);
+
 const fn get(path: &'static str, summary: &'static str, answer: &'static str) -> About {
     About {
         method: "GET",
@@ -217,6 +273,84 @@ const ROUTES: &[About] = &[
         "Trim",
         "Trimmed",
     ),
+    get(
+        "/v1/modules",
+        "All modules and folds: how far they are, and what is halted.",
+        "Modules",
+    ),
+    post(
+        "/v1/modules",
+        "Publish a module: the body is its bytes. It does nothing before it is activated.",
+        "application/wasm",
+        "Published",
+    ),
+    get("/v1/modules/{module}", "One module.", "Module"),
+    post(
+        "/v1/modules/{module}/activate",
+        "Activate published code: the first time, or as an upgrade.",
+        "Activate",
+        "Decision",
+    ),
+    post(
+        "/v1/modules/{module}/halt",
+        "Halt a module where it is, until it is resumed.",
+        "Reason",
+        "Decision",
+    ),
+    post(
+        "/v1/modules/{module}/resume",
+        "Let a halted module try again at the batch that it stopped at.",
+        "Reason",
+        "Decision",
+    ),
+    post(
+        "/v1/modules/{module}/skip",
+        "Record that a halted module is not given some events.",
+        "Skip",
+        "Decision",
+    ),
+    post(
+        "/v1/modules/{module}/remove",
+        "Remove a module. Its states of before can still be asked for.",
+        "Nothing",
+        "Decision",
+    ),
+    query(
+        "/v1/snapshots",
+        "The snapshots of state, oldest first.",
+        PARTITION_QUERY,
+        "Snapshots",
+    ),
+    post(
+        "/v1/snapshots",
+        "Ask for a snapshot; it is written in the background.",
+        "TakeSnapshot",
+        "Token",
+    ),
+    post(
+        "/v1/snapshots/prune",
+        "Remove snapshots that need not stay; answers the removed ones.",
+        "Prune",
+        "Snapshots",
+    ),
+    query(
+        "/v1/state/{module}/{table}/row",
+        "The value of one key, in the partitions that have it.",
+        ROW_QUERY,
+        "Rows",
+    ),
+    query(
+        "/v1/state/{module}/{table}/rows",
+        "A page of a range of keys, in order.",
+        ROWS_QUERY,
+        "Rows",
+    ),
+    post(
+        "/v1/query/{operator}",
+        "The answer of a query operator.",
+        "Query",
+        "QueryAnswer",
+    ),
 ];
 
 /// The description, as JSON text.
@@ -291,10 +425,12 @@ fn describe(operation: &Operation, about: &About) -> Value {
         described["security"] = json!([{"token": []}]);
     }
     if let Some(body) = about.body {
-        described["requestBody"] = json!({
-            "required": true,
-            "content": {"application/json": {"schema": reference(body)}},
-        });
+        let content = if body.contains('/') {
+            json!({body: {}})
+        } else {
+            json!({"application/json": {"schema": reference(body)}})
+        };
+        described["requestBody"] = json!({"required": true, "content": content});
     }
     described
 }
@@ -339,8 +475,10 @@ fn object(required: &[&str], properties: Value) -> Value {
 
 fn schemas() -> Value {
     let mut all = data_schemas();
-    if let (Value::Object(all), Value::Object(rest)) = (&mut all, operation_schemas()) {
-        all.extend(rest);
+    for more in [operation_schemas(), module_schemas(), state_schemas()] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut all, more) {
+            all.extend(more);
+        }
     }
     all
 }
@@ -356,7 +494,8 @@ fn data_schemas() -> Value {
             "retryable": boolean, "action": string(), "actual_revision": integer(),
             "sequence": integer(), "retry_after_ms": integer(), "limit": string(),
             "limit_value": integer(), "role": string(), "stream": string(),
-            "partition": integer(),
+            "partition": integer(), "module": string(), "event_index": integer(),
+            "reason_code": integer(),
         })),
         "NewEvent": object(&["stream", "type"], json!({
             "id": {"type": "string", "format": "uuid",
@@ -451,9 +590,120 @@ fn operation_schemas() -> Value {
             "partitions": list(object(&["partition", "state"], json!({
                 "partition": integer(), "state": string(),
             }))),
+            "modules_halted": integer(), "modules_waiting": integer(),
+            "modules_catching_up": integer(),
         })),
         "Database": {"type": "object"},
         "Status": {"type": "object"},
+    })
+}
+
+/// A moment as text.
+fn token() -> Value {
+    json!({"type": "string", "description": "`partition:sequence`, separated by commas."})
+}
+
+/// What the life of modules takes and gives.
+fn module_schemas() -> Value {
+    let boolean = json!({"type": "boolean"});
+    let kind = json!({"enum": ["validator", "reducer", "processor", "query"]});
+    let mode = json!({"enum": ["rebuild", "continue", "migrate"]});
+    let state = json!({"enum": [
+        "live", "catching-up", "loading", "halted", "waiting", "retired",
+    ]});
+    json!({
+        "Published": object(&["module", "hash"], json!({
+            "module": string(), "hash": string(), "bytes": integer(), "kind": kind,
+            "existed": boolean, "token": token(),
+        })),
+        "Activate": object(&["hash"], json!({
+            "hash": {"type": "string",
+                "description": "Of the published code, or as many of its first digits as make it unique."},
+            "mode": mode,
+            "wasi": {"enum": ["none", "deterministic"]},
+            "limits": {"type": "object", "additionalProperties": integer()},
+        })),
+        "Reason": object(&[], json!({"partition": integer(), "reason": string()})),
+        "Skip": object(&["partition", "first_sequence", "last_sequence"], json!({
+            "partition": integer(), "first_sequence": integer(), "last_sequence": integer(),
+            "reason": string(),
+        })),
+        "Nothing": object(&[], json!({})),
+        "Decision": object(&["module", "generation", "token"], json!({
+            "module": string(), "generation": integer(), "token": token(),
+        })),
+        "Module": object(&["module", "kind", "generations"], json!({
+            "module": string(), "kind": kind, "tables": list(string()), "hash": string(),
+            "generations": list(object(&["partition", "generation", "state"], json!({
+                "partition": integer(), "generation": integer(), "hash": string(), "mode": mode,
+                "current": boolean, "activated_sequence": integer(),
+                "applied_sequence": integer(), "committed_sequence": integer(), "state": state,
+                "reason": string(), "action": string(), "halted_sequence": nullable_integer(),
+                "fingerprint": string(), "rows": integer(), "bytes": integer(),
+                "events": integer(), "emitted": integer(), "emitted_through": integer(),
+                "fuel": integer(),
+            }))),
+            "published": list(object(&["hash", "bytes"], json!({
+                "hash": string(), "bytes": integer(),
+            }))),
+        })),
+        "Modules": object(&["modules", "folds"], json!({
+            "modules": list(reference("Module")),
+            "folds": list(object(&["partition"], json!({
+                "partition": integer(), "applied_sequence": integer(),
+                "committed_sequence": integer(), "snapshot_sequence": integer(),
+                "problem": string(),
+            }))),
+        })),
+        "Snapshots": object(&["snapshots"], json!({
+            "snapshots": list(object(&["partition", "sequence"], json!({
+                "partition": integer(), "sequence": integer(), "timestamp": string(),
+                "timestamp_ns": integer(), "bytes": integer(),
+                "modules": list(object(&["module", "generation"], json!({
+                    "module": string(), "generation": integer(), "applied_sequence": integer(),
+                    "fingerprint": string(),
+                }))),
+            }))),
+        })),
+        "TakeSnapshot": object(&[], json!({"partition": integer()})),
+        "Token": object(&["token"], json!({"token": token()})),
+        "Prune": object(&["keep_last"], json!({
+            "partition": integer(), "keep_last": integer(), "slots_log2": integer(),
+        })),
+    })
+}
+
+/// What questions about state take and give.
+fn state_schemas() -> Value {
+    let row = |mut properties: Value| {
+        for name in ["key", "value"] {
+            properties[format!("{name}_base64")] = string();
+            properties[format!("{name}_text")] =
+                json!({"type": "string", "description": "Where the bytes are text."});
+        }
+        list(object(&["key_base64", "value_base64"], properties))
+    };
+    json!({
+        "Stamp": object(&["partition", "module", "sequence", "fingerprint"], json!({
+            "partition": integer(), "module": string(), "generation": integer(),
+            "hash": string(), "sequence": integer(), "timestamp": string(),
+            "timestamp_ns": integer(), "fingerprint": string(),
+        })),
+        "Rows": object(&["rows", "stamps", "token", "next"], json!({
+            "rows": row(json!({"partition": integer()})),
+            "stamps": list(reference("Stamp")), "token": token(),
+            "next": {"type": ["string", "null"],
+                "description": "`page` of the next request; null: nothing follows."},
+        })),
+        "Query": object(&[], json!({
+            "arguments_text": string(), "arguments_base64": string(), "at": token(),
+            "as_of": string(), "min_sequence": token(), "deadline_ms": integer(),
+            "generation": integer(), "partition": integer(),
+        })),
+        "QueryAnswer": object(&["rows", "stamps", "token"], json!({
+            "rows": row(json!({})), "operator_hash": string(),
+            "stamps": list(reference("Stamp")), "token": token(), "fuel": integer(),
+        })),
     })
 }
 

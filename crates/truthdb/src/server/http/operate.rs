@@ -15,7 +15,8 @@ use truthdb_engine::PartitionState;
 
 use super::json::TrimBody;
 use super::{HttpError, json_body, path_number};
-use crate::server::{Shared, grpc, metrics as page};
+use crate::server::{Shared, grpc, metrics as page, modules};
+use crate::state_json;
 
 type Answer = Result<Json<Value>, HttpError>;
 
@@ -42,14 +43,30 @@ pub(super) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<Response
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let body = json!({"ready": ready, "stopping": stopping, "partitions": partitions});
+    // Names of modules are for those with a token; how many are in trouble is for everybody.
+    let modules = modules::snapshot_of_all(&shared);
+    let count = |state: v1::FoldState| {
+        let generations = modules.modules.iter().flat_map(|one| &one.generations);
+        generations.filter(|one| one.state() == state).count()
+    };
+    let body = json!({
+        "ready": ready,
+        "stopping": stopping,
+        "partitions": partitions,
+        "modules_halted": count(v1::FoldState::Halted),
+        "modules_waiting": count(v1::FoldState::Waiting),
+        "modules_catching_up": count(v1::FoldState::CatchingUp) + count(v1::FoldState::Loading),
+    });
     Ok((code, Json(body)).into_response())
 }
 
 pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<Response, HttpError> {
     let engine = shared.engine.clone();
-    let status = shared.readers.run(move || engine.status()).await?;
-    let text = page::render(&shared.metrics, &status, shared.readers.waiting());
+    let own = Arc::clone(&shared);
+    let look = move || (engine.status(), page::Modules::look(&own));
+    let (status, modules) = shared.readers.run(look).await?;
+    let mut text = page::render(&shared.metrics, &status, shared.readers.waiting());
+    modules.render(&mut text, shared.queries.waiting());
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
@@ -109,6 +126,8 @@ pub(super) async fn status(State(shared): State<Arc<Shared>>) -> Answer {
         "disk_total_bytes": status.disk_total_bytes,
         "connections": status.connections,
         "partitions": partitions,
+        "modules": status.modules.iter().map(state_json::module).collect::<Vec<_>>(),
+        "folds": status.folds.iter().map(state_json::fold).collect::<Vec<_>>(),
     })))
 }
 

@@ -319,6 +319,7 @@ impl NativeService {
         Welcome {
             version,
             roles: bit(Role::Ingest, native::ROLE_INGEST)
+                | bit(Role::Compute, native::ROLE_COMPUTE)
                 | bit(Role::Query, native::ROLE_QUERY)
                 | bit(Role::Replay, native::ROLE_REPLAY),
             partition_count: engine.partition_count(),
