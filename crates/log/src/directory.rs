@@ -32,7 +32,7 @@ pub const LOCK_PATH: &str = "metadata/lock";
 pub const CREATING_PATH: &str = "metadata/creating";
 
 /// Entries of the data directory that are not the log's, and no reason to warn.
-const KNOWN_OTHERS: &[&str] = &["server", "lost+found"];
+const KNOWN_OTHERS: &[&str] = &["server", "config", "log", "lost+found"];
 /// Directories of a partition, besides its segments and indexes.
 const SNAPSHOTS_DIR: &str = "snapshots";
 

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -47,6 +47,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "truthdb-api",
         ],
     ),
+    ("truthdb-installer", &[]),
     ("xtask", &[]),
 ];
 
@@ -66,10 +67,19 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("hyper", &["truthdb"]),
     ("rustls", &["truthdb-client", "truthdb"]),
     ("io-uring", &["truthdb-io"]),
-    ("rustix", &["truthdb-io", "truthdb", "truthdb-sim"]),
+    (
+        "rustix",
+        &["truthdb-io", "truthdb", "truthdb-sim", "truthdb-installer"],
+    ),
     (
         "getrandom",
-        &["truthdb-io", "truthdb-event", "truthdb-client", "truthdb"],
+        &[
+            "truthdb-io",
+            "truthdb-event",
+            "truthdb-client",
+            "truthdb",
+            "truthdb-installer",
+        ],
     ),
     ("jiff", &["truthdb", "truthdb-flights"]),
 ];

@@ -1,0 +1,3 @@
+//! `truthdb-installer`: the program that BusyBox init starts.
+
+fn main() {}
