@@ -102,6 +102,16 @@ impl FileTarget {
         FileTarget::with(path, file, None)
     }
 
+    /// Opens something to be read only: every write fails.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn open_to_read(path: &Path) -> io::Result<FileTarget> {
+        let file = File::open(path)?;
+        FileTarget::with(path, file, None)
+    }
+
     fn with(
         path: &Path,
         mut file: File,

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -48,6 +48,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
         ],
     ),
     ("truthdb-installer", &[]),
+    ("truthdb-console", &["truthdb-installer"]),
     ("xtask", &[]),
 ];
 
@@ -65,11 +66,17 @@ const EDGES: [(&str, &[&str]); 9] = [
     ("tonic", &["truthdb-api", "truthdb-client", "truthdb"]),
     ("axum", &["truthdb"]),
     ("hyper", &["truthdb"]),
-    ("rustls", &["truthdb-client", "truthdb"]),
+    ("rustls", &["truthdb-client", "truthdb", "truthdb-console"]),
     ("io-uring", &["truthdb-io"]),
     (
         "rustix",
-        &["truthdb-io", "truthdb", "truthdb-sim", "truthdb-installer"],
+        &[
+            "truthdb-io",
+            "truthdb",
+            "truthdb-sim",
+            "truthdb-installer",
+            "truthdb-console",
+        ],
     ),
     (
         "getrandom",
