@@ -191,7 +191,11 @@ mod tests {
     proptest! {
         /// Any machine gets a file that parses, with sizes in the bounds that the server accepts.
         #[test]
-        fn any_machine_gets_a_usable_configuration(cpus in 1u32..1000, memory in any::<u64>(), name in "[a-z0-9\"\\\\]{1,20}") {
+        fn any_machine_gets_a_usable_configuration(
+            cpus in 1u32..1000,
+            memory in any::<u64>(),
+            name in "[a-z0-9\"\\\\]{1,20}",
+        ) {
             let hardware = hardware(cpus, memory);
             let server: toml::Table = toml::from_str(&server_toml(&hardware)).unwrap();
             let mib = |section: &str, key: &str| {
