@@ -8,6 +8,7 @@
     reason = "a command line tool talks to its user"
 )]
 
+mod appliance;
 mod demo;
 mod install;
 mod process;
@@ -50,6 +51,14 @@ Usage: cargo xtask <command> [options]
   fuzz [--runs N] [--seed S] [--target NAME]
          Feed every decoder with mutated inputs, from a seed.
 
+  kernel {installer,runtime}
+         Build a kernel of the appliance, or find it in the cache.
+  image {iso,runtime,disk} [options] [--boot]
+         Build an image of the appliance. `image --help` lists the options: artefacts by path, formats, folder.
+         --boot   start the result in QEMU, its serial line in this terminal
+  vm     [--only NAME]...
+         Build the images, and test them in virtual machines.
+
   bench ...     `truthdb bench`, optimised
   flights ...   load the flights into a running server, or `--verify` them
 ";
@@ -79,6 +88,9 @@ fn run() -> Result<bool> {
     match command.as_str() {
         "run" => demo::main(&mut parser),
         "test" => suite::main(&mut parser),
+        "kernel" => appliance::kernel(&mut parser),
+        "image" => appliance::image(&mut parser),
+        "vm" => appliance::vm(&mut parser),
         "tidy" => {
             no_more(&mut parser)?;
             tidy::main()

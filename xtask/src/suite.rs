@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, ValueExt as _};
 
+use crate::appliance;
 use crate::demo;
 use crate::install::{self, MUSL_TARGET};
 use crate::process::{cargo, command, root, run, target_dir, tee};
@@ -27,7 +28,7 @@ const SIM_SEEDS: u64 = 500;
 /// Processes killed under load.
 const CRASH_KILLS: u64 = 20;
 
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 16] = [
     step("fmt", true, "formatting", fmt),
     step("tidy", true, "style rules of our own", tidy::check),
     step("clippy", true, "lints, warnings are errors", clippy),
@@ -56,6 +57,18 @@ const STEPS: [Step; 14] = [
     step("crash", false, "real processes, killed under load", crash),
     step("deny", false, "licences and sources of dependencies", deny),
     step("static", false, "the static binary", static_binary),
+    step(
+        "images",
+        false,
+        "kernels and images, built twice with the same bytes",
+        appliance::images_step,
+    ),
+    step(
+        "vm",
+        false,
+        "the images, booted in virtual machines",
+        appliance::vm_step,
+    ),
     step("demo", false, "`cargo xtask run --once`", demonstration),
 ];
 

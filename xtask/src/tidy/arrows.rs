@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -49,6 +49,9 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ),
     ("truthdb-installer", &[]),
     ("truthdb-console", &["truthdb-installer"]),
+    ("truthdb-image", &["truthdb-installer"]),
+    ("truthdb-node", &[]),
+    ("truthdb-vm-tests", &[]),
     ("xtask", &[]),
 ];
 
@@ -76,6 +79,7 @@ const EDGES: [(&str, &[&str]); 9] = [
             "truthdb-sim",
             "truthdb-installer",
             "truthdb-console",
+            "truthdb-node",
         ],
     ),
     (
