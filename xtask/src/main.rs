@@ -8,6 +8,7 @@
     reason = "a command line tool talks to its user"
 )]
 
+mod appliance;
 mod demo;
 mod install;
 mod modules;
@@ -54,6 +55,13 @@ Usage: cargo xtask <command> [options]
   modules [--musl]
          Build the example module from C, JavaScript and Python, and compare them with the Rust one.
          --musl   run faults and modules with the static build too: all must be the same
+  kernel {installer,runtime}
+         Build a kernel of the appliance, or find it in the cache.
+  image {iso,runtime,disk} [options] [--boot]
+         Build an image of the appliance. `image --help` lists the options: artefacts by path, formats, folder.
+         --boot   start the result in QEMU, its serial line in this terminal
+  vm     [--only NAME]...
+         Build the images, and test them in virtual machines.
 
   bench ...     `truthdb bench`, optimised
   flights ...   load the flights into a running server, or `--verify` them
@@ -85,6 +93,9 @@ fn run() -> Result<bool> {
         "run" => demo::main(&mut parser),
         "test" => suite::main(&mut parser),
         "modules" => modules::main(&mut parser),
+        "kernel" => appliance::kernel(&mut parser),
+        "image" => appliance::image(&mut parser),
+        "vm" => appliance::vm(&mut parser),
         "tidy" => {
             no_more(&mut parser)?;
             tidy::main()

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, ValueExt as _};
 
+use crate::appliance;
 use crate::demo;
 use crate::install::{self, MUSL_TARGET};
 use crate::modules;
@@ -28,7 +29,10 @@ const SIM_SEEDS: u64 = 500;
 /// Processes killed under load.
 const CRASH_KILLS: u64 = 20;
 
-const STEPS: [Step; 16] = [
+/// Steps that run only when `--only` names them: they build kernels and boot virtual machines.
+const ASKED: [&str; 2] = ["images", "vm"];
+
+const STEPS: [Step; 18] = [
     step("fmt", true, "formatting", fmt),
     step("tidy", true, "style rules of our own", tidy::check),
     step("clippy", true, "lints, warnings are errors", clippy),
@@ -68,6 +72,18 @@ const STEPS: [Step; 16] = [
         false,
         "the same module in four languages",
         modules::languages,
+    ),
+    step(
+        "images",
+        false,
+        "kernels and images, built twice with the same bytes",
+        appliance::images_step,
+    ),
+    step(
+        "vm",
+        false,
+        "the images, booted in virtual machines",
+        appliance::vm_step,
     ),
     step("demo", false, "`cargo xtask run --once`", demonstration),
 ];
@@ -109,7 +125,7 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     }
     let wanted = |step: &&Step| {
         if only.is_empty() {
-            step.quick || !quick
+            (step.quick || !quick) && !ASKED.contains(&step.name)
         } else {
             only.iter().any(|name| name == step.name)
         }

@@ -32,7 +32,7 @@ pub const LOCK_PATH: &str = "metadata/lock";
 pub const CREATING_PATH: &str = "metadata/creating";
 
 /// Entries of the data directory that are not the log's, and no reason to warn.
-const KNOWN_OTHERS: &[&str] = &["server", "modules", "lost+found"];
+const KNOWN_OTHERS: &[&str] = &["server", "modules", "config", "log", "lost+found"];
 /// Directories of a partition, besides its segments and indexes. The first is made with the database.
 const SNAPSHOTS_DIR: &str = "snapshots";
 const DELTAS_DIR: &str = "deltas";

@@ -68,6 +68,20 @@ fn a_new_database_opens_and_has_one_empty_segment_each_partition() {
 }
 
 #[test]
+fn a_database_is_made_beside_what_an_appliance_keeps_there_and_beside_nothing_else() {
+    let sim = SimWorld::new(1);
+    for other in ["server", "config", "log", "lost+found"] {
+        sim.storage().durable_create_dir(other).unwrap();
+    }
+    create(&sim, 1);
+    assert_eq!(open(&sim).unwrap().foreign, Vec::<String>::new());
+    let sim = SimWorld::new(1);
+    sim.storage().durable_create_dir("pictures").unwrap();
+    let refused = create_database(&sim.world(), &options(1)).unwrap_err();
+    assert!(matches!(refused, DirectoryError::NotEmpty { .. }));
+}
+
+#[test]
 fn a_power_cut_while_making_a_database_leaves_it_complete_or_to_be_made_again() {
     let mut interrupted = 0;
     let operations = {

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 26] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -78,6 +78,11 @@ const ARROWS: [(&str, &[&str]); 22] = [
             "truthdb-module",
         ],
     ),
+    ("truthdb-installer", &[]),
+    ("truthdb-console", &["truthdb-installer"]),
+    ("truthdb-image", &["truthdb-installer"]),
+    ("truthdb-node", &[]),
+    ("truthdb-vm-tests", &[]),
     ("xtask", &[]),
 ];
 
@@ -95,13 +100,29 @@ const EDGES: [(&str, &[&str]); 10] = [
     ("tonic", &["truthdb-api", "truthdb-client", "truthdb"]),
     ("axum", &["truthdb"]),
     ("hyper", &["truthdb"]),
-    ("rustls", &["truthdb-client", "truthdb"]),
+    ("rustls", &["truthdb-client", "truthdb", "truthdb-console"]),
     ("wasmtime", &["truthdb-module"]),
     ("io-uring", &["truthdb-io"]),
-    ("rustix", &["truthdb-io", "truthdb", "truthdb-sim"]),
+    (
+        "rustix",
+        &[
+            "truthdb-io",
+            "truthdb",
+            "truthdb-sim",
+            "truthdb-installer",
+            "truthdb-console",
+            "truthdb-node",
+        ],
+    ),
     (
         "getrandom",
-        &["truthdb-io", "truthdb-event", "truthdb-client", "truthdb"],
+        &[
+            "truthdb-io",
+            "truthdb-event",
+            "truthdb-client",
+            "truthdb",
+            "truthdb-installer",
+        ],
     ),
     ("jiff", &["truthdb", "truthdb-flights"]),
 ];

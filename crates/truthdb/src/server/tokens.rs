@@ -563,6 +563,31 @@ mod tests {
         assert_eq!(error.code, ErrorCode::Unauthenticated);
     }
 
+    /// The installer writes this file before a server has ever run; `installer/src/node/secrets.rs` has
+    /// the other half of the test.
+    #[tokio::test]
+    async fn the_file_that_the_installer_writes_is_taken() {
+        let golden = include_str!("../../../../installer/tests/golden/tokens.toml");
+        let (token, file) = golden.split_once('\n').unwrap();
+        let data = tempfile::tempdir().unwrap();
+        std::fs::create_dir(data.path().join("server")).unwrap();
+        std::fs::write(data.path().join(FILE), file).unwrap();
+        let clock = Arc::new(StillClock(AtomicU64::new(0)));
+        let store = TokenStore::open(data.path(), clock).unwrap();
+        let token = token.trim_start_matches("# ");
+        let principal = store.verify(Some(token.as_bytes())).await.unwrap();
+        assert!(principal.may(Permission::Admin));
+        assert_eq!(principal.name(), "installer-admin");
+        let names: Vec<String> = store
+            .directory
+            .list()
+            .unwrap()
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect();
+        assert_eq!(names, ["installer-admin", "console"]);
+    }
+
     #[test]
     fn the_file_holds_no_token_and_is_readable_by_its_owner_only() {
         use std::os::unix::fs::PermissionsExt as _;

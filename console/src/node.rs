@@ -1,0 +1,39 @@
+//! What is known of the node, as plain values.
+
+/// How the server does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// Every partition serves.
+    Ready,
+    /// The server answers, and something does not serve. What.
+    Degraded(String),
+    /// The server does not answer. Why.
+    Down(String),
+}
+
+/// What is known of the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Its name.
+    pub(crate) name: String,
+    /// Version of the system.
+    pub(crate) version: String,
+    /// Its network, in words.
+    pub(crate) network: String,
+    /// How the server does.
+    pub(crate) health: Health,
+    /// Its data partition, in words; empty while all is well.
+    pub(crate) data_problem: String,
+    /// The database's partitions, with the state of each.
+    pub(crate) partitions: Vec<(u64, String)>,
+    /// Events of all partitions, as far as the server says.
+    pub(crate) events: Option<u64>,
+    /// Events a second since the last look.
+    pub(crate) events_a_second: Option<u64>,
+    /// Bytes of the data partition: free and in all.
+    pub(crate) disk: Option<(u64, u64)>,
+    /// The time by the machine's clock, in words.
+    pub(crate) time: String,
+    /// The node's last messages.
+    pub(crate) log: Vec<String>,
+}

@@ -1,0 +1,101 @@
+//! Our own static programs, built by cargo, without anything of the build host in them.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::process::{self, tool};
+use crate::userland::strip;
+
+/// The target of static programs.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// How our programs are built.
+#[derive(Debug, Clone)]
+pub(crate) struct Builds {
+    root: PathBuf,
+    profile: String,
+}
+
+impl Builds {
+    /// Builds from the sources in `root`, with one of cargo's profiles.
+    pub(crate) fn new(root: PathBuf, profile: String) -> Self {
+        Self { root, profile }
+    }
+
+    /// Builds packages; each has a program of its name. Returns where they are, in the same order.
+    ///
+    /// # Errors
+    ///
+    /// cargo's.
+    pub(crate) fn build(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        if packages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let target = self.target_dir();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = tool(cargo);
+        build
+            .current_dir(&self.root)
+            .args([
+                "build",
+                "--locked",
+                "--target",
+                TARGET,
+                "--profile",
+                &self.profile,
+            ])
+            .args(packages.iter().flat_map(|package| ["--package", package]))
+            .env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS",
+                self.rustflags(&target),
+            );
+        let status = build.status().context("starting cargo")?;
+        ensure!(
+            status.success(),
+            "building {} ended with {status}",
+            packages.join(", ")
+        );
+        let folder = match self.profile.as_str() {
+            "dev" => "debug",
+            other => other,
+        };
+        let built = |package: &&str| target.join(TARGET).join(folder).join(package);
+        Ok(packages.iter().map(built).collect())
+    }
+
+    /// Paths of this machine are replaced in what the programs say about places in sources.
+    fn rustflags(&self, target: &Path) -> String {
+        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+        let mut flags = format!(
+            "--remap-path-prefix={}=/source --remap-path-prefix={}=/build",
+            self.root.display(),
+            target.display()
+        );
+        if let Some(home) = home {
+            flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
+        }
+        flags
+    }
+
+    /// Where cargo puts what it builds.
+    pub(crate) fn target_dir(&self) -> PathBuf {
+        match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(directory) => self.root.join(directory),
+            None => self.root.join("target"),
+        }
+    }
+}
+
+/// A stripped copy of a program, in a folder, under a name.
+///
+/// # Errors
+///
+/// A program that is not static.
+pub(crate) fn stripped(program: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(folder).with_context(|| process::disk_advice(folder))?;
+    let to = folder.join(name);
+    strip(program, &to)?;
+    Ok(to)
+}

@@ -1,0 +1,225 @@
+//! Starting the tools of the build host, with messages that say what to do when one is missing or fails.
+
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Lines of a failed command's output that are shown.
+const TAIL_LINES: usize = 30;
+/// Off a terminal, progress is told each so many units.
+const UNITS_PER_LINE: usize = 250;
+
+/// Tools and the Debian package that each comes in.
+const PACKAGES: [(&str, &str); 16] = [
+    ("apt-get", "apt"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("dpkg-deb", "dpkg"),
+    ("flex", "flex"),
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("musl-gcc", "musl-tools"),
+    ("nice", "coreutils"),
+    ("patch", "patch"),
+    ("qemu-img", "qemu-utils"),
+    ("strip", "binutils"),
+    ("tar", "tar"),
+    ("xorriso", "xorriso"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
+/// A tool, with nothing of the user's locale and time zone in its environment.
+pub(crate) fn tool(name: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.env("LC_ALL", "C").env("TZ", "UTC");
+    command
+}
+
+/// Runs a command quietly and returns its standard output.
+///
+/// # Errors
+///
+/// A missing tool, with the package that brings it; a failure, with the end of what it said.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let line = line_of(command);
+    let out = command.stdin(Stdio::null()).output();
+    let out = out.map_err(|error| cannot_start(command, error))?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        bail!("`{line}` ended with {}:\n{}", out.status, explain(&said));
+    }
+    String::from_utf8(out.stdout).with_context(|| format!("what `{line}` said is not UTF-8"))
+}
+
+/// Runs a command that says a line for each unit of work; `is_unit` tells which lines count. Shows the count, and
+/// keeps everything that was said in `log`.
+///
+/// # Errors
+///
+/// As for [`output`].
+pub(crate) fn watched(
+    command: &mut Command,
+    log: &Path,
+    what: &str,
+    is_unit: fn(&str) -> bool,
+) -> Result<()> {
+    let line = line_of(command);
+    let mut file =
+        std::fs::File::create(log).with_context(|| format!("making the log {}", log.display()))?;
+    let errors = file.try_clone().context("sharing the log")?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors)
+        .spawn();
+    let mut child = child.map_err(|error| cannot_start(command, error))?;
+    let stdout = child.stdout.take().context("standard output is piped")?;
+    let mut units = 0;
+    let terminal = std::io::stdout().is_terminal();
+    for said in BufReader::new(stdout).lines() {
+        let said = said.with_context(|| format!("reading from `{line}`"))?;
+        writeln!(file, "{said}").with_context(|| disk_advice(log))?;
+        if is_unit(&said) {
+            units += 1;
+            if terminal {
+                print!("\r      {what}: {units} files");
+                let _ = std::io::stdout().flush();
+            } else if units % UNITS_PER_LINE == 0 {
+                println!("      {what}: {units} files");
+            }
+        }
+    }
+    if terminal && units > 0 {
+        println!();
+    }
+    let status = child
+        .wait()
+        .with_context(|| format!("waiting for `{line}`"))?;
+    if !status.success() {
+        let said = std::fs::read(log).unwrap_or_default();
+        bail!(
+            "`{line}` ended with {status}; everything it said is in {}:\n{}",
+            log.display(),
+            explain(&String::from_utf8_lossy(&said))
+        );
+    }
+    Ok(())
+}
+
+/// The command as one would type it.
+fn line_of(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        line.push(' ');
+        line.push_str(&argument.to_string_lossy());
+    }
+    line
+}
+
+fn cannot_start(command: &Command, error: std::io::Error) -> anyhow::Error {
+    let program = command.get_program().to_string_lossy().into_owned();
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return anyhow::Error::new(error).context(format!("cannot start `{}`", line_of(command)));
+    }
+    match PACKAGES.iter().find(|(tool, _)| *tool == program) {
+        Some((_, package)) => anyhow::anyhow!(
+            "{program} is not installed: `apt-get install {package}` brings it \
+             (`cargo xtask image` installs what is missing by itself)"
+        ),
+        None => anyhow::anyhow!("{program} is not there"),
+    }
+}
+
+/// The end of what a command said, and advice where a cause can be told.
+fn explain(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().collect();
+    let mut text = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
+    if said.contains("No space left on device") {
+        text.push_str("\nThe disk is full: ");
+        text.push_str(DISK_ADVICE);
+    }
+    text
+}
+
+const DISK_ADVICE: &str = "a kernel build needs about 4 GiB for its time; make room, or set \
+    XDG_CACHE_HOME and CARGO_TARGET_DIR to folders on a larger disk";
+
+/// What to say when something cannot be written.
+pub(crate) fn disk_advice(path: &Path) -> String {
+    format!(
+        "writing {} (if the disk is full: {DISK_ADVICE})",
+        path.display()
+    )
+}
+
+/// Writes a file, with advice if that fails.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).with_context(|| disk_advice(parent))?;
+    }
+    std::fs::write(path, bytes).with_context(|| disk_advice(path))
+}
+
+/// Reads a file.
+///
+/// # Errors
+///
+/// What the file system says, with the path.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_tool_names_its_package() {
+        let mut command = Command::new("xorriso");
+        let error = cannot_start(command.arg("-version"), std::io::ErrorKind::NotFound.into());
+        assert!(
+            error.to_string().contains("apt-get install xorriso"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_full_disk_gets_advice() {
+        let text = explain("cc1: fatal error: x.o: No space left on device\nmake: *** Error 1\n");
+        assert!(text.contains("The disk is full: a kernel build"), "{text}");
+        assert!(!explain("make: *** Error 1").contains("disk"));
+    }
+
+    #[test]
+    fn a_failure_carries_what_was_said() {
+        let error = output(tool("sh").args(["-c", "echo broken >&2; exit 3"])).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("broken") && text.contains('3'), "{text}");
+    }
+
+    #[test]
+    fn units_are_counted_and_everything_is_logged() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let is_unit = |line: &str| line.contains("CC");
+        watched(
+            tool("sh").args(["-c", "echo '  CC a.o'; echo warning >&2; exit 0"]),
+            &log,
+            "kernel",
+            is_unit,
+        )
+        .unwrap();
+        let said = std::fs::read_to_string(log).unwrap();
+        assert!(
+            said.contains("CC a.o") && said.contains("warning"),
+            "{said}"
+        );
+    }
+}

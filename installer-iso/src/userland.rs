@@ -1,0 +1,289 @@
+//! The programs of others in an image, built from Debian's source packages as static programs with musl: BusyBox
+//! without a shell, and e2fsprogs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::cache::{Cache, Entry};
+use crate::fetch;
+use crate::hash::{self, Inputs};
+use crate::kconfig::{demands, gate};
+use crate::manifest::{Manifest, SourcePackage};
+use crate::process::{self, output, tool, watched};
+
+/// Counts up when this file builds in another way.
+const RECIPE: &str = "1";
+/// musl's compiler, and behind its own headers those of the kernel, which musl does not bring.
+const COMPILER: &str = "musl-gcc -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu";
+/// Programs of e2fsprogs, and where its build leaves them.
+const E2FSPROGS: [(&str, &str, &str); 3] = [
+    ("e2fsck", "e2fsck", "e2fsck"),
+    ("misc", "mke2fs", "mke2fs"),
+    ("debugfs", "debugfs", "debugfs"),
+];
+
+/// Where the programs are.
+#[derive(Debug, Clone)]
+pub(crate) struct Userland {
+    /// The folder with `busybox`.
+    pub(crate) busybox: Entry,
+    /// The folder with `mke2fs`, `e2fsck` and `debugfs`.
+    pub(crate) e2fsprogs: Entry,
+}
+
+/// Both, from the cache or built.
+///
+/// # Errors
+///
+/// A missing compiler, a file with a wrong hash, a lost option, a failed build.
+pub(crate) fn build(root: &Path, cache: &Cache, manifest: &Manifest) -> Result<Userland> {
+    let text = |name: &str| {
+        let path = root.join("installer-iso/userland").join(name);
+        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let busybox = manifest.source("busybox")?;
+    let config = text("busybox.config")?;
+    let e2fsprogs = manifest.source("e2fsprogs")?;
+    let arguments = text("e2fsprogs.configure")?;
+    Ok(Userland {
+        busybox: cache.entry("busybox", &inputs(busybox, &config)?, |folder| {
+            let source = unpack(cache, busybox, folder)?;
+            make_busybox(&source, &config, folder)?;
+            done(folder)
+        })?,
+        e2fsprogs: cache.entry("e2fsprogs", &inputs(e2fsprogs, &arguments)?, |folder| {
+            let source = unpack(cache, e2fsprogs, folder)?;
+            make_e2fsprogs(&source, &arguments, folder)?;
+            done(folder)
+        })?,
+    })
+}
+
+fn inputs(source: &SourcePackage, config: &str) -> Result<Inputs> {
+    let compiler = output(tool("musl-gcc").arg("--version"))?;
+    let library = output(tool("musl-gcc").arg("-print-file-name=libc.a"))?;
+    let library = hash::of_file(Path::new(library.trim()))?;
+    let files = source.files.iter();
+    Ok(files.fold(
+        Inputs::default()
+            .named("recipe", RECIPE)
+            .content("config", config)
+            .named("compiler", &compiler)
+            .named("libc", &library),
+        |inputs, file| inputs.named(&file.name, &file.sha256),
+    ))
+}
+
+/// Upstream's archive with Debian's patches applied, in the folder.
+fn unpack(cache: &Cache, package: &SourcePackage, folder: &Path) -> Result<PathBuf> {
+    let files = fetch::source(cache, package)?;
+    println!("      unpacking {} {}", package.name, package.version);
+    let source = folder.join("source");
+    for (file, strip, into) in [
+        (&files[0], "--strip-components=1", source.clone()),
+        (&files[1], "--strip-components=0", folder.join("packaging")),
+    ] {
+        std::fs::create_dir_all(&into).with_context(|| process::disk_advice(&into))?;
+        output(
+            tool("tar")
+                .args([strip, "-xf"])
+                .arg(file)
+                .arg("-C")
+                .arg(&into),
+        )?;
+    }
+    let patches = folder.join("packaging/debian/patches");
+    let series = std::fs::read_to_string(patches.join("series"))
+        .with_context(|| format!("reading the list of patches of {}", package.name))?;
+    for patch in series
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty())
+    {
+        let arguments = ["--silent", "-p1", "-i"];
+        output(
+            tool("patch")
+                .args(arguments)
+                .arg(patches.join(patch))
+                .current_dir(&source),
+        )
+        .with_context(|| format!("applying {patch} to {}", package.name))?;
+    }
+    Ok(source)
+}
+
+fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
+    let wanted = demands(&[("installer-iso/userland/busybox.config", config)])?;
+    output(tool("make").args(["-s", "allnoconfig"]).current_dir(source))?;
+    let path = source.join(".config");
+    let nothing = String::from_utf8(process::read(&path)?)?;
+    // Unlike the kernel's, this configuration program takes the first of two lines about one symbol.
+    let other = |line: &&str| {
+        let symbol = line.trim_start_matches("# ").strip_prefix("CONFIG_");
+        let symbol = symbol.and_then(|rest| rest.split(['=', ' ']).next());
+        symbol.is_none_or(|symbol| !wanted.contains_key(symbol))
+    };
+    let kept: Vec<&str> = nothing.lines().filter(other).collect();
+    process::write(&path, format!("{}\n{config}", kept.join("\n")).as_bytes())?;
+    // New questions are answered with their defaults: an empty line each.
+    let answers = folder.join("answers");
+    process::write(&answers, "\n".repeat(2000).as_bytes())?;
+    let stdin = std::fs::File::open(&answers).context("opening the answers")?;
+    let status = tool("make")
+        .args(["-s", "oldconfig"])
+        .current_dir(source)
+        .stdin(stdin)
+        .stdout(std::process::Stdio::null())
+        .status()
+        .context("configuring BusyBox")?;
+    ensure!(status.success(), "configuring BusyBox ended with {status}");
+    gate(&wanted, &String::from_utf8(process::read(&path)?)?)?;
+    let mut make = make(source);
+    make.arg("busybox")
+        .arg(format!("CC={COMPILER}"))
+        .arg("HOSTCC=gcc")
+        // Otherwise the banner has the time of the build.
+        .env("KCONFIG_NOTIMESTAMP", "1");
+    build_and_strip(
+        &mut make,
+        folder,
+        "BusyBox",
+        &[(source.join("busybox"), "busybox")],
+    )
+}
+
+fn make_e2fsprogs(source: &Path, arguments: &str, folder: &Path) -> Result<()> {
+    let build = source.join("build");
+    std::fs::create_dir_all(&build).with_context(|| process::disk_advice(&build))?;
+    let arguments = arguments.lines().filter(|line| !line.starts_with('#'));
+    println!("      configuring e2fsprogs");
+    output(
+        tool("../configure")
+            .args(arguments)
+            .args([
+                format!("CC={COMPILER}"),
+                "CFLAGS=-Os -g0 -fno-strict-aliasing".into(),
+                "LDFLAGS=-static".into(),
+                "BUILD_CC=gcc".into(),
+            ])
+            .current_dir(&build),
+    )?;
+    let mut libraries = make(&build);
+    watched(
+        libraries.arg("libs"),
+        &folder.join("libs.log"),
+        "e2fsprogs",
+        is_unit,
+    )?;
+    for (within, target, name) in E2FSPROGS {
+        let within = build.join(within);
+        let mut program = make(&within);
+        let built = [(within.join(target), name)];
+        build_and_strip(program.arg(target), folder, name, &built)?;
+    }
+    Ok(())
+}
+
+fn make(folder: &Path) -> Command {
+    let mut make = tool("make");
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    make.arg(format!("-j{jobs}")).current_dir(folder);
+    make
+}
+
+fn build_and_strip(
+    make: &mut Command,
+    folder: &Path,
+    what: &str,
+    programs: &[(PathBuf, &str)],
+) -> Result<()> {
+    watched(make, &folder.join(format!("{what}.log")), what, is_unit)?;
+    for (built, name) in programs {
+        strip(built, &folder.join(name))?;
+    }
+    Ok(())
+}
+
+fn is_unit(line: &str) -> bool {
+    line.trim_start().starts_with("CC ")
+}
+
+/// Removes what is not source code any more.
+fn done(folder: &Path) -> Result<()> {
+    for left in ["source", "packaging"] {
+        std::fs::remove_dir_all(folder.join(left))
+            .with_context(|| format!("removing {left} of a build"))?;
+    }
+    Ok(())
+}
+
+/// A program without symbols and debug information, which would carry paths of the build host.
+///
+/// # Errors
+///
+/// A program that is not static, or cannot be read.
+pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
+    output(
+        tool("strip")
+            .arg("--strip-all")
+            .arg("-o")
+            .arg(to)
+            .arg(program),
+    )?;
+    let elf = process::read(to)?;
+    ensure!(
+        !needs_interpreter(&elf).with_context(|| format!("in {}", program.display()))?,
+        "{} is not static: it asks for a dynamic loader, which no image has",
+        program.display()
+    );
+    Ok(())
+}
+
+/// Whether an ELF file asks for a dynamic loader.
+fn needs_interpreter(elf: &[u8]) -> Result<bool> {
+    const PROGRAM_INTERPRETER: u32 = 3;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(*elf.get(at..)?.first_chunk()?));
+    let u64_at = |at: usize| Some(u64::from_le_bytes(*elf.get(at..)?.first_chunk()?));
+    ensure!(
+        elf.starts_with(b"\x7fELF\x02\x01"),
+        "it is not a 64-bit little-endian ELF file"
+    );
+    let headers = || Some((u64_at(32)?, usize::from(u16_at(54)?), u16_at(56)?));
+    let (offset, entry_bytes, count) = headers().context("the ELF file is cut short")?;
+    let offset = usize::try_from(offset).context("the ELF file is too large")?;
+    let mut kinds = (0..usize::from(count)).map(|index| {
+        let header = elf.get(offset + index * entry_bytes..)?;
+        Some(u32::from_le_bytes(*header.first_chunk()?))
+    });
+    Ok(kinds.any(|kind| kind == Some(PROGRAM_INTERPRETER)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_program_is_told_from_a_static_one() {
+        let mut elf = vec![0u8; 64 + 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[32] = 64;
+        elf[54] = 56;
+        elf[56] = 1;
+        elf[64] = 1;
+        assert!(!needs_interpreter(&elf).unwrap());
+        elf[64] = 3;
+        assert!(needs_interpreter(&elf).unwrap());
+        assert!(needs_interpreter(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn busybox_brings_no_shell_and_nothing_that_needs_one() {
+        let config = include_str!("../userland/busybox.config");
+        let wanted = demands(&[("busybox.config", config)]).unwrap();
+        for symbol in ["ASH", "HUSH", "GETTY", "TELNETD", "FEATURE_SH_STANDALONE"] {
+            assert_eq!(wanted.get(symbol), Some(&None), "{symbol}");
+        }
+        assert_eq!(wanted["SH_IS_NONE"].as_deref(), Some("y"));
+    }
+}

@@ -1,0 +1,169 @@
+//! The program: the flow's machine between the views and the work.
+//!
+//! One loop: keys and outcomes go into [`step`], the page of the new state goes to the views, effects go
+//! to threads whose outcomes come back. Nothing is decided here.
+
+use std::io::{self, PipeReader, PipeWriter, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+use crate::flow::{Effect, Event, Failure, Origin, Session, State, step};
+use crate::log::Ring;
+use crate::platform::{power, sticks};
+use crate::ui::pages;
+use crate::ui::views::Views;
+use crate::work::{self, Places};
+
+/// How long the loop waits when nothing happens, in milliseconds.
+const WAIT_MS: u64 = 60_000;
+
+/// What a thread sends its outcome by.
+#[derive(Clone)]
+struct Outbox {
+    events: Sender<Event>,
+    wake: std::sync::Arc<PipeWriter>,
+}
+
+impl Outbox {
+    fn send(&self, event: Event) {
+        // The loop outlives every thread; if it ended, nobody wants the event.
+        let _ = self.events.send(event);
+        let _ = (&*self.wake).write_all(&[0]);
+    }
+}
+
+struct App {
+    places: Places,
+    messages: Ring,
+    session: Session,
+    outbox: Outbox,
+    inbox: Receiver<Event>,
+    woken: PipeReader,
+}
+
+/// Runs the installer until a person leaves it or the machine is to start again; gives the exit code.
+///
+/// # Errors
+///
+/// When not even a pipe can be made.
+pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
+    let (events, inbox) = channel();
+    let (woken, wake) = io::pipe()?;
+    let mut app = App {
+        session: Session::new(&places.version()),
+        places,
+        messages,
+        outbox: Outbox {
+            events,
+            wake: std::sync::Arc::new(wake),
+        },
+        inbox,
+        woken,
+    };
+    let mut views = Views::open();
+    views.show(&pages::of(&app.session));
+    if let Some(code) = app.take(Event::Started) {
+        return Ok(code);
+    }
+    loop {
+        views.show(&pages::of(&app.session));
+        let layout = app.session.layout;
+        let keys = views.wait(Some(app.woken.as_fd()), layout, WAIT_MS);
+        let mut events: Vec<Event> = keys.into_iter().map(Event::Key).collect();
+        while let Ok(event) = app.inbox.try_recv() {
+            let mut byte = [0u8; 1];
+            app.woken.read_exact(&mut byte)?;
+            events.push(event);
+        }
+        for event in events {
+            if let Some(code) = app.take(event) {
+                views.show(&pages::of(&app.session));
+                return Ok(code);
+            }
+        }
+    }
+}
+
+impl App {
+    /// Takes an event; gives the exit code when it was the last.
+    fn take(&mut self, event: Event) -> Option<u8> {
+        let before = self.session.state.name();
+        let (session, effects) = step(self.session.clone(), event);
+        self.session = session;
+        let after = self.session.state.name();
+        if before != after {
+            tracing::info!("{before} -> {after}");
+        }
+        effects
+            .into_iter()
+            .find_map(|effect| self.carry_out(effect))
+    }
+
+    fn carry_out(&mut self, effect: Effect) -> Option<u8> {
+        let places = self.places.clone();
+        let outbox = self.outbox.clone();
+        match effect {
+            Effect::ProbeHardware => {
+                thread::spawn(move || {
+                    for event in work::probe_hardware(&places) {
+                        outbox.send(event);
+                    }
+                });
+            }
+            Effect::ProbeDisks => {
+                thread::spawn(move || outbox.send(work::probe_disks(&places)));
+            }
+            Effect::MakePlan {
+                disk,
+                mode,
+                settings,
+            } => {
+                thread::spawn(move || {
+                    outbox.send(work::make_plan(&places, &disk, mode, &settings));
+                });
+            }
+            Effect::Execute { prepared } => {
+                thread::spawn(move || {
+                    let told = outbox.clone();
+                    let done = work::execute(&places, &prepared, &mut |event| told.send(event));
+                    outbox.send(done);
+                });
+            }
+            Effect::ExportLogs => {
+                let system = places.system.clone();
+                let text = work::support_text(&self.session, &self.messages.text(), &system);
+                thread::spawn(move || {
+                    outbox.send(Event::Exported(sticks::export(
+                        &system,
+                        "truthdb-logs",
+                        &text,
+                    )));
+                });
+            }
+            Effect::Reboot => return self.leave(power::reboot(&places.system)),
+            Effect::PowerOff => return self.leave(power::power_off(&places.system)),
+            Effect::Exit { code } => return Some(code),
+        }
+        None
+    }
+
+    /// The machine is about to stop. If it refuses, that is said, and the flow goes on.
+    fn leave(&mut self, asked: io::Result<()>) -> Option<u8> {
+        let Err(error) = asked else {
+            return Some(0);
+        };
+        self.session.state = State::Error {
+            failure: Failure {
+                doing: "Leaving the installer".into(),
+                cause: format!(
+                    "The machine cannot be restarted from here ({error}). Turn it off and on."
+                ),
+                consequence: "What was installed is complete.".into(),
+            },
+            origin: Origin::Hardware,
+            notice: None,
+        };
+        None
+    }
+}

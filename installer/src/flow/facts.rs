@@ -1,0 +1,231 @@
+//! What is known of the machine, as plain values: [`crate::platform`] finds them, the flow decides on
+//! them, the screens show them.
+
+use uuid::Uuid;
+
+use crate::plan::{DISK_BYTES_MIN, OldPartition, TargetIdentity};
+
+/// Least memory of a machine that TruthDB is installed on, in bytes. Firmware keeps some of a GiB.
+pub const MEMORY_BYTES_MIN: u64 = 900 << 20;
+
+/// A network device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkDevice {
+    /// The kernel's name, for instance `eth0`.
+    pub name: String,
+    /// Its hardware address, in lower case with colons.
+    pub mac: String,
+    /// Whether a cable is plugged in; `None` when the device does not say.
+    pub link: Option<bool>,
+}
+
+/// Whether the firmware checks what it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecureBoot {
+    /// It does.
+    On,
+    /// It does not.
+    Off,
+    /// It does not say.
+    Unknown,
+}
+
+/// The machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hardware {
+    /// Maker and model, as the firmware tells them; may be empty.
+    pub product: String,
+    /// The machine's UUID, if the firmware tells a usable one.
+    pub uuid: Option<Uuid>,
+    /// Processors that are online.
+    pub cpus: u32,
+    /// Model of the first processor; may be empty.
+    pub cpu_model: String,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Whether the machine was started by UEFI, and boot entries can be kept.
+    pub efi_variables: bool,
+    /// Whether it was started by UEFI at all.
+    pub efi: bool,
+    /// Secure Boot.
+    pub secure_boot: SecureBoot,
+    /// Network devices, by name.
+    pub network: Vec<NetworkDevice>,
+    /// Seconds since 1970 by the machine's clock.
+    pub clock_s: u64,
+}
+
+/// How a check of the machine went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Well.
+    Good,
+    /// It works, and should be known.
+    Doubtful,
+    /// It cannot work.
+    Bad,
+}
+
+/// A check of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// How it went.
+    pub verdict: Verdict,
+    /// What was looked at, and what to do about it.
+    pub text: String,
+}
+
+/// The first second of 2025: a clock before it was never set.
+const CLOCK_PLAUSIBLE_S: u64 = 1_735_689_600;
+
+impl Hardware {
+    /// The checks, those that went badly first.
+    #[must_use]
+    pub fn checks(&self) -> Vec<Check> {
+        let mut checks = Vec::new();
+        let mut add = |verdict, text: &str| {
+            checks.push(Check {
+                verdict,
+                text: text.to_owned(),
+            });
+        };
+        if self.memory_bytes < MEMORY_BYTES_MIN {
+            add(
+                Verdict::Bad,
+                "Too little memory: TruthDB needs 1 GiB. Add memory.",
+            );
+        }
+        if !self.efi {
+            add(
+                Verdict::Bad,
+                "Not started by UEFI: the disk could not boot. Turn off legacy boot (CSM) in the \
+                 firmware's settings, and start this medium again.",
+            );
+        } else if !self.efi_variables {
+            add(
+                Verdict::Doubtful,
+                "The firmware keeps no boot entries here: the disk will start by its fallback path.",
+            );
+        }
+        if self.secure_boot == SecureBoot::On {
+            add(
+                Verdict::Doubtful,
+                "Secure Boot is on: the installed system starts only if its signature is trusted \
+                 by this firmware, as this medium's is.",
+            );
+        }
+        if self.network.is_empty() {
+            add(
+                Verdict::Doubtful,
+                "No network device is known. TruthDB can be installed, and nobody will reach it.",
+            );
+        }
+        if self.clock_s < CLOCK_PLAUSIBLE_S {
+            add(
+                Verdict::Doubtful,
+                "The machine's clock is not set. Its time server will set it after the start.",
+            );
+        }
+        if checks.is_empty() {
+            checks.push(Check {
+                verdict: Verdict::Good,
+                text: "This machine can run TruthDB.".to_owned(),
+            });
+        }
+        checks.sort_by_key(|check| match check.verdict {
+            Verdict::Bad => 0,
+            Verdict::Doubtful => 1,
+            Verdict::Good => 2,
+        });
+        checks
+    }
+
+    /// Whether nothing stands against an installation.
+    #[must_use]
+    pub fn is_sufficient(&self) -> bool {
+        self.checks()
+            .iter()
+            .all(|check| check.verdict != Verdict::Bad)
+    }
+}
+
+/// A TruthDB that is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundSystem {
+    /// Version of the system on its EFI system partition; the reason when it cannot be read.
+    pub version: Result<String, String>,
+}
+
+/// A disk, with what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Which one it is.
+    pub identity: TargetIdentity,
+    /// How it is attached: `nvme`, `sata`, `usb`, `virtio` and the like.
+    pub bus: String,
+    /// What was found on it, one finding each; empty for an empty disk.
+    pub contents: Vec<String>,
+    /// Its partitions.
+    pub partitions: Vec<OldPartition>,
+    /// GUID of the disk, where it has a valid GPT.
+    pub disk_id: Option<Uuid>,
+    /// The TruthDB on it, if its partitions are those of one.
+    pub truthdb: Option<FoundSystem>,
+    /// Why it is not offered; `None` for one that is.
+    pub refused: Option<String>,
+}
+
+impl Disk {
+    /// Whether it is large enough.
+    #[must_use]
+    pub fn is_large_enough(&self) -> bool {
+        self.identity.size_bytes >= DISK_BYTES_MIN
+    }
+
+    /// What a person types to have it erased: the last characters of its serial number, or a word.
+    #[must_use]
+    pub fn confirmation(&self) -> String {
+        const CHARS: usize = 6;
+        const CHARS_MIN: usize = 4;
+        let serial: Vec<char> = self
+            .identity
+            .serial
+            .chars()
+            .filter(char::is_ascii_alphanumeric)
+            .collect();
+        if serial.len() < CHARS_MIN {
+            return "ERASE".to_owned();
+        }
+        let text: String = serial[serial.len().saturating_sub(CHARS)..]
+            .iter()
+            .collect();
+        text.to_ascii_uppercase()
+    }
+
+    /// Its model and size, in one line.
+    #[must_use]
+    pub fn title(&self) -> String {
+        let size = crate::plan::human_bytes(self.identity.size_bytes);
+        let model = if self.identity.model.is_empty() {
+            "Disk"
+        } else {
+            &self.identity.model
+        };
+        format!("{model}  ·  {size}")
+    }
+
+    /// Serial number, attachment and path, in one line.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        let serial = if self.identity.serial.is_empty() {
+            "no serial number".to_owned()
+        } else {
+            format!("serial {}", self.identity.serial)
+        };
+        format!(
+            "{serial}  ·  {}  ·  {}",
+            self.bus,
+            self.identity.path.display()
+        )
+    }
+}

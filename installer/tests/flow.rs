@@ -1,0 +1,407 @@
+//! The flow as a machine: recorded walks, and properties over all walks.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
+mod sample;
+
+use proptest::prelude::*;
+use sample::{
+    at_confirm, at_disks, disk, failure, hardware, keys, outcome, prepared, settings, walk,
+};
+use truthdb_installer::executor::{Progress, Step};
+use truthdb_installer::flow::{
+    Answers, Effect, Event, Field, Finish, Network, Session, State, step,
+};
+use truthdb_installer::input::{Key, Layout};
+use truthdb_installer::plan::Mode;
+
+fn names(effects: &[Effect]) -> Vec<&'static str> {
+    effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::ProbeHardware => "ProbeHardware",
+            Effect::ProbeDisks => "ProbeDisks",
+            Effect::MakePlan { .. } => "MakePlan",
+            Effect::Execute { .. } => "Execute",
+            Effect::ExportLogs => "ExportLogs",
+            Effect::Reboot => "Reboot",
+            Effect::PowerOff => "PowerOff",
+            Effect::Exit { .. } => "Exit",
+        })
+        .collect()
+}
+
+fn key(key: Key) -> Event {
+    Event::Key(key)
+}
+
+fn progress(step: Step) -> Event {
+    Event::Progressed(Progress {
+        step,
+        done_bytes: 1,
+        total_bytes: 2,
+    })
+}
+
+#[test]
+fn an_installation_by_keys_takes_four_of_them_besides_the_words() {
+    let one = disk(0);
+    let words = one.confirmation();
+    assert_eq!(words, "900140");
+    let mut events = vec![
+        Event::Started,
+        Event::Hardware(Ok((hardware(), settings()))),
+        key(Key::Enter),
+        Event::Disks(Ok(vec![one.clone()])),
+        key(Key::Enter),
+        Event::Planned(Ok(prepared(&one, Mode::Install))),
+    ];
+    events.extend(keys(&words.to_lowercase()));
+    events.push(key(Key::Enter));
+    events.extend(Step::ALL.map(progress));
+    events.push(Event::Executed(Ok(outcome())));
+    events.push(key(Key::Enter));
+    let (session, effects) = walk(Session::new("0.1.0"), events);
+    let expected = [
+        "ProbeHardware",
+        "ProbeDisks",
+        "MakePlan",
+        "Execute",
+        "Reboot",
+    ];
+    assert_eq!(names(&effects), expected);
+    assert_eq!(session.state, State::Reboot { power_off: false });
+}
+
+#[test]
+fn nothing_is_chosen_for_anybody_when_two_disks_qualify() {
+    let session = at_disks();
+    assert!(matches!(
+        session.state,
+        State::DiskSelect { selected: None, .. }
+    ));
+    let (session, effects) = walk(session, [key(Key::Enter)]);
+    assert_eq!(effects, []);
+    let State::DiskSelect { notice, .. } = &session.state else {
+        unreachable!()
+    };
+    assert!(notice.is_some());
+    // The stick with the installer can be looked at, and not chosen.
+    let (session, effects) = walk(session, [key(Key::Up), key(Key::Enter)]);
+    assert_eq!(effects, []);
+    let State::DiskSelect { selected, notice } = &session.state else {
+        unreachable!()
+    };
+    assert_eq!(*selected, Some(3));
+    assert!(notice.as_ref().unwrap().contains("this installer"));
+}
+
+#[test]
+fn a_disk_with_a_truthdb_offers_to_keep_the_data_first() {
+    let session = at_disks();
+    let down = key(Key::Down);
+    let (session, _) = walk(session, [down.clone(), down.clone(), down, key(Key::Enter)]);
+    assert_eq!(
+        session.state,
+        State::ModeSelect {
+            disk: 2,
+            selected: 0
+        }
+    );
+    let (_, effects) = walk(session, [key(Key::Enter)]);
+    assert!(
+        matches!(
+            &effects[..],
+            [Effect::MakePlan {
+                mode: Mode::ReinstallKeepData,
+                ..
+            }]
+        ),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn wrong_words_do_nothing_and_say_so() {
+    for wrong in ["", "900141", "yes", "erase", "90014"] {
+        let mut events = keys(wrong);
+        events.push(key(Key::Enter));
+        let (session, effects) = walk(at_confirm(0, Mode::Install), events);
+        assert_eq!(effects, [], "{wrong}");
+        let State::Confirm { notice, typed, .. } = &session.state else {
+            unreachable!()
+        };
+        assert!(notice.is_some() && typed.is_empty());
+    }
+    let (_, effects) = walk(at_confirm(2, Mode::RepairBoot), [key(Key::Enter)]);
+    assert_eq!(names(&effects), ["Execute"]);
+}
+
+#[test]
+fn an_error_can_be_tried_again_left_and_taken_along() {
+    let (session, _) = walk(
+        at_confirm(0, Mode::Install),
+        keys("900140").into_iter().chain([
+            key(Key::Enter),
+            progress(Step::WriteData),
+            Event::Executed(Err(failure())),
+        ]),
+    );
+    assert_eq!(session.state.name(), "Error");
+    let (exported, effects) = walk(
+        session.clone(),
+        [
+            key(Key::Export),
+            Event::Exported(Ok("Written to STICK".into())),
+        ],
+    );
+    assert_eq!(names(&effects), ["ExportLogs"]);
+    let State::Error { notice, .. } = &exported.state else {
+        unreachable!()
+    };
+    assert_eq!(notice.as_deref(), Some("Written to STICK"));
+    // Trying again looks at the disks anew, and asks for the words anew.
+    let (again, effects) = walk(exported, [key(Key::Enter)]);
+    assert_eq!(
+        (again.state.name(), names(&effects)),
+        ("Searching", vec!["ProbeDisks"])
+    );
+    let (back, effects) = walk(session, [key(Key::Escape)]);
+    assert_eq!((back.state.name(), effects), ("Welcome", vec![]));
+}
+
+#[test]
+fn settings_are_taken_over_or_dropped() {
+    let (session, _) = walk(at_disks(), [key(Key::Advanced), key(Key::Delete)]);
+    let typed = walk(
+        session.clone(),
+        keys("db-7").into_iter().chain([key(Key::Enter)]),
+    )
+    .0;
+    assert_eq!(typed.settings.unwrap().hostname, "db-7");
+    assert_eq!(typed.state.name(), "DiskSelect");
+    let wrong = walk(
+        session.clone(),
+        keys("-").into_iter().chain([key(Key::Enter)]),
+    )
+    .0;
+    let State::Advanced { notice, .. } = &wrong.state else {
+        unreachable!()
+    };
+    assert!(notice.is_some());
+    let dropped = walk(session, keys("x").into_iter().chain([key(Key::Escape)])).0;
+    assert_eq!(dropped.settings, Some(settings()));
+}
+
+#[test]
+fn the_keyboard_can_be_changed_everywhere() {
+    for session in [Session::new("1"), at_disks(), at_confirm(0, Mode::Install)] {
+        let (next, effects) = walk(session.clone(), [key(Key::Layout)]);
+        assert_eq!((next.layout, effects), (Layout::German, vec![]));
+        assert_eq!(next.state, session.state);
+    }
+}
+
+fn answers(change: &dyn Fn(&mut Answers)) -> Answers {
+    let mut answers = Answers {
+        disk: disk(1).identity.serial,
+        wipe: true,
+        mode: Mode::Install,
+        values: vec![
+            (Field::Hostname, "node-3".into()),
+            (Field::Address, "10.0.0.3/24".into()),
+        ],
+        finish: Finish::Reboot,
+    };
+    change(&mut answers);
+    answers
+}
+
+fn unattended(answers: Answers) -> (Session, Vec<Effect>) {
+    let events = [
+        Event::Started,
+        Event::Answers(Ok(answers)),
+        Event::Hardware(Ok((hardware(), settings()))),
+        Event::Disks(Ok(sample::disks())),
+        Event::Planned(Ok(prepared(&sample::disks()[1], Mode::Install))),
+        progress(Step::Verify),
+        Event::Executed(Ok(outcome())),
+    ];
+    walk(Session::new("0.1.0"), events)
+}
+
+#[test]
+fn an_answer_file_needs_no_key_and_has_the_same_safety() {
+    let (session, effects) = unattended(answers(&|_| ()));
+    let expected = [
+        "ProbeHardware",
+        "ProbeDisks",
+        "MakePlan",
+        "Execute",
+        "Reboot",
+    ];
+    assert_eq!(names(&effects), expected);
+    let Effect::MakePlan { settings, .. } = &effects[2] else {
+        unreachable!()
+    };
+    assert_eq!(settings.hostname, "node-3");
+    assert!(
+        matches!(&settings.network, Network::Static { address, .. } if address == "10.0.0.3/24")
+    );
+    assert_eq!(session.state.name(), "Reboot");
+    // By WWN as well.
+    let wwn = unattended(answers(&|answers| answers.disk = disk(1).identity.wwn));
+    assert!(names(&wwn.1).contains(&"Execute"));
+
+    for (change, stops_at) in [
+        (
+            &(|answers: &mut Answers| answers.wipe = false) as &dyn Fn(&mut Answers),
+            "Confirm",
+        ),
+        (&|answers| answers.disk = "S5GX".into(), "DiskSelect"),
+        (&|answers| answers.disk = String::new(), "DiskSelect"),
+        // The stick with the installer has no serial number; it must not match nothing.
+        (
+            &|answers| answers.disk = "/dev/nvme1n1".into(),
+            "DiskSelect",
+        ),
+        (
+            &|answers| answers.values = vec![(Field::Hostname, "-".into())],
+            "Welcome",
+        ),
+    ] {
+        let (session, effects) = unattended(answers(change));
+        assert_eq!(session.state.name(), stops_at);
+        assert!(!names(&effects).contains(&"Execute"), "{stops_at}");
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_run_it_goes_no_further() {
+    let mut small = hardware();
+    small.memory_bytes = 512 << 20;
+    for session in [
+        walk(
+            Session::new("1"),
+            [
+                Event::Started,
+                Event::Hardware(Ok((small.clone(), settings()))),
+            ],
+        )
+        .0,
+        walk(
+            Session::new("1"),
+            [
+                Event::Answers(Ok(answers(&|_| ()))),
+                Event::Hardware(Ok((small.clone(), settings()))),
+            ],
+        )
+        .0,
+    ] {
+        assert_eq!(session.state, State::Welcome);
+        assert_eq!(walk(session, [key(Key::Enter)]).1, []);
+    }
+}
+
+fn any_key() -> impl Strategy<Value = Key> {
+    prop_oneof![
+        4 => Just(Key::Enter),
+        2 => Just(Key::Down),
+        1 => prop::sample::select(vec![
+            Key::Escape, Key::Up, Key::Left, Key::Right, Key::Tab, Key::BackTab, Key::PageUp,
+            Key::PageDown, Key::Backspace, Key::Delete, Key::Advanced, Key::Rescan, Key::Export,
+            Key::Layout,
+        ]),
+        2 => prop::sample::select("0149ERASEerasep ".chars().collect::<Vec<_>>()).prop_map(Key::Char),
+    ]
+}
+
+/// Events as the world may send them, in any order and as often as it likes.
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => any_key().prop_map(Event::Key),
+        1 => Just(Event::Started),
+        2 => any::<bool>().prop_map(|fails| {
+            Event::Hardware(if fails { Err(failure()) } else { Ok((hardware(), settings())) })
+        }),
+        2 => (0usize..5, any::<bool>()).prop_map(|(count, fails)| {
+            let disks = sample::disks().into_iter().take(count).collect();
+            Event::Disks(if fails { Err(failure()) } else { Ok(disks) })
+        }),
+        2 => (0usize..3, any::<bool>()).prop_map(|(mode, fails)| {
+            let mode = [Mode::Install, Mode::ReinstallKeepData, Mode::RepairBoot][mode];
+            Event::Planned(if fails { Err(failure()) } else { Ok(prepared(&sample::disks()[2], mode)) })
+        }),
+        1 => prop::sample::select(Step::ALL.to_vec()).prop_map(progress),
+        1 => any::<bool>().prop_map(|fails| {
+            Event::Executed(if fails { Err(failure()) } else { Ok(outcome()) })
+        }),
+        1 => any::<bool>().prop_map(|fails| {
+            Event::Exported(if fails { Err("no stick".into()) } else { Ok("done".into()) })
+        }),
+        1 => (any::<bool>(), 0usize..3).prop_map(|(wipe, disk)| {
+            Event::Answers(Ok(answers(&|answers| {
+                answers.wipe = wipe;
+                answers.disk = sample::disks()[disk].identity.serial.clone();
+            })))
+        }),
+    ]
+}
+
+/// Whether some key leads out of a state, without anything else happening.
+fn has_a_way_on(session: &Session) -> bool {
+    [Key::Enter, Key::Escape].into_iter().any(|key| {
+        let (next, effects) = step(session.clone(), Event::Key(key));
+        next.state != session.state || !effects.is_empty()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// On any walk: an effect that destroys data is preceded by its own confirmation, with the words
+    /// of that disk, or by an answer file that says `wipe`; errors and choices have a way on; and
+    /// the page of every state can be made and drawn as text.
+    #[test]
+    fn no_walk_destroys_what_was_not_confirmed(events in prop::collection::vec(any_event(), 0..60)) {
+        let mut session = Session::new("0.1.0");
+        for event in events {
+            let before = session.clone();
+            let (next, effects) = step(session, event.clone());
+            for effect in &effects {
+                let Effect::Execute { prepared } = effect else { continue };
+                let typed = match &before.state {
+                    State::Confirm { prepared: shown, words, typed, .. } => {
+                        prop_assert_eq!(event.clone(), Event::Key(Key::Enter));
+                        prop_assert_eq!(shown, prepared);
+                        words.as_ref().is_some_and(|words| typed.trim().eq_ignore_ascii_case(words))
+                    }
+                    _ => false,
+                };
+                let answered = matches!(event, Event::Planned(Ok(_)))
+                    && before.answers.as_ref().is_some_and(|answers| answers.wipe);
+                if prepared.plan.destroys_data() {
+                    prop_assert!(typed || answered, "{:?} by {:?}", before.state.name(), event);
+                }
+            }
+            if matches!(
+                next.state,
+                State::Error { .. } | State::Finished { .. } | State::Confirm { .. }
+                    | State::DiskSelect { .. } | State::Advanced { .. } | State::ConfirmExit { .. }
+            ) {
+                prop_assert!(has_a_way_on(&next), "{:?}", next.state);
+            }
+            let page = truthdb_installer::ui::pages::of(&next);
+            let lines = truthdb_installer::ui::text::lines(&page);
+            prop_assert!(!lines.is_empty());
+            // The token is on the last screen, and nowhere before.
+            let token = "tdb_0f1e2d3c4b5a";
+            if next.state.name() != "Finished" {
+                prop_assert!(!lines.iter().any(|line| line.contains(token)));
+            }
+            let shown = format!("{:?}", next.state);
+            prop_assert!(!shown.contains(token));
+            session = next;
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Every screen, as text and as picture. `TRUTHDB_BLESS=1` accepts what is drawn now; look at it first:
+//! with `TRUTHDB_PICTURES=folder` the test writes every picture there.
+
+#![allow(clippy::unwrap_used, reason = "helpers of a test fail the test")]
+
+mod sample;
+
+use std::fmt::Write as _;
+
+use sample::{at_confirm, at_disks, failure, hardware, keys, outcome, settings, walk};
+use truthdb_installer::executor::{Progress, Step};
+use truthdb_installer::flow::{Event, SecureBoot, Session, State};
+use truthdb_installer::input::Key;
+use truthdb_installer::plan::{Mode, Sha256};
+use truthdb_installer::ui::draw::Renderer;
+use truthdb_installer::ui::{Page, pages, text};
+
+const SIZES: [(u32, u32); 4] = [(640, 480), (1024, 768), (1920, 1080), (3840, 2160)];
+
+fn screens() -> Vec<(&'static str, Page)> {
+    let welcome = walk(
+        Session::new("0.1.0"),
+        [
+            Event::Started,
+            Event::Hardware(Ok((hardware(), settings()))),
+        ],
+    )
+    .0;
+    let mut doubtful = hardware();
+    doubtful.secure_boot = SecureBoot::On;
+    doubtful.clock_s = 0;
+    doubtful.memory_bytes = 512 << 20;
+    let doubtful = walk(
+        Session::new("0.1.0"),
+        [Event::Started, Event::Hardware(Ok((doubtful, settings())))],
+    )
+    .0;
+    let down = Event::Key(Key::Down);
+    let selected = walk(at_disks(), [down.clone(), down.clone()]).0;
+    let mode = walk(selected.clone(), [down.clone(), Event::Key(Key::Enter)]).0;
+    let mut none = at_disks();
+    none.disks.clear();
+    let settings = walk(
+        at_disks(),
+        [
+            Event::Key(Key::Advanced),
+            down.clone(),
+            Event::Key(Key::Delete),
+        ],
+    )
+    .0;
+    let confirm = walk(at_confirm(1, Mode::Install), keys("900")).0;
+    let keep = at_confirm(2, Mode::ReinstallKeepData);
+    let start = |session: Session, words: &str| {
+        walk(
+            session,
+            keys(words).into_iter().chain([Event::Key(Key::Enter)]),
+        )
+        .0
+    };
+    let installing = start(at_confirm(1, Mode::Install), "901141");
+    let at = |step, done_bytes| {
+        Event::Progressed(Progress {
+            step,
+            done_bytes,
+            total_bytes: 134_000_000,
+        })
+    };
+    let installing = walk(installing, [at(Step::WriteData, 61_000_000)]).0;
+    let verifying = walk(installing.clone(), [at(Step::Verify, 121_000_000)]).0;
+    let finished = walk(verifying.clone(), [Event::Executed(Ok(outcome()))]).0;
+    let error = walk(installing.clone(), [Event::Executed(Err(failure()))]).0;
+    let exported = Event::Exported(Ok(
+        "The logs are on the stick LOGS, in truthdb-logs.txt.".into()
+    ));
+    let error = walk(error, [exported]).0;
+    let mut leave = welcome.clone();
+    leave.state = State::ConfirmExit {
+        back: Box::new(State::Welcome),
+    };
+    let of = |name, session: &Session| (name, pages::of(session));
+    vec![
+        of("splash", &Session::new("0.1.0")),
+        of("welcome", &welcome),
+        of("welcome-bad", &doubtful),
+        of("disks", &selected),
+        of("no-disks", &none),
+        of("modes", &mode),
+        of("settings", &settings),
+        of("confirm", &confirm),
+        of("confirm-keep", &keep),
+        of("installing", &installing),
+        of("verifying", &verifying),
+        of("finished", &finished),
+        of("error", &error),
+        of("leave", &leave),
+    ]
+}
+
+fn check(name: &str, found: &str) {
+    let path = format!("{}/tests/screens/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("TRUTHDB_BLESS").is_some() {
+        std::fs::write(&path, found).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        expected == found,
+        "{path} differs (TRUTHDB_BLESS=1 accepts the change):\n{found}"
+    );
+}
+
+#[test]
+fn screens_as_text() {
+    let mut all = String::new();
+    for (name, page) in screens() {
+        writeln!(all, "##### {name}").unwrap();
+        for line in text::lines(&page) {
+            assert!(line.chars().count() <= 110, "{name}: {line}");
+            writeln!(all, "{}", line.trim_end()).unwrap();
+        }
+        all.push('\n');
+    }
+    check("serial.txt", &all);
+}
+
+/// The hash of each picture is compared; pixels differ when a font, a shape or a text does.
+#[test]
+fn screens_as_pictures() {
+    let renderer = Renderer::new();
+    let folder = std::env::var_os("TRUTHDB_PICTURES");
+    let mut hashes = String::new();
+    for (name, page) in screens() {
+        for (width, height) in SIZES {
+            let picture = renderer.render(&page, width, height).unwrap();
+            writeln!(
+                hashes,
+                "{name} {width}x{height} {}",
+                Sha256::of(picture.data())
+            )
+            .unwrap();
+            if let Some(folder) = &folder {
+                let file = format!("{name}-{width}x{height}.png");
+                picture
+                    .save_png(std::path::Path::new(folder).join(file))
+                    .unwrap();
+            }
+        }
+    }
+    check("pictures.txt", &hashes);
+}
+
+#[test]
+fn odd_sizes_and_endless_texts_are_drawn() {
+    let renderer = Renderer::new();
+    let (_, mut page) = screens().remove(7);
+    page.title = "endless".repeat(200);
+    page.intro = "\u{1f600} \u{0} \n".repeat(50);
+    for (width, height) in [(1, 1), (320, 200), (200, 2000), (16_384, 3)] {
+        assert!(
+            renderer.render(&page, width, height).is_some(),
+            "{width}x{height}"
+        );
+    }
+    assert!(renderer.render(&page, 0, 5).is_none() && renderer.render(&page, 20_000, 5).is_none());
+}

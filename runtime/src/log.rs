@@ -1,0 +1,239 @@
+//! The log of the node: one named pipe that every program writes into, and the bounded files behind it.
+//!
+//! The reader of the pipe (`truthdb-node watch`) keeps a ring in memory for the console and appends to the data
+//! partition. Both are bounded: the oldest file makes room. When the disk is full or gone, the ring goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use crate::paths::System;
+use crate::state::replace;
+
+/// Bytes of a file of the ring in memory; there are two.
+const RING_FILE_BYTES: u64 = 128 << 10;
+/// Bytes of a file on the data partition.
+const DISK_FILE_BYTES: u64 = 4 << 20;
+/// Files on the data partition.
+const DISK_FILES: usize = 8;
+
+/// Makes the pipe.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn make_pipe(system: &System) -> Result<()> {
+    let path = system.run("log.pipe");
+    if path.exists() {
+        return Ok(());
+    }
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, &path, FileType::Fifo, mode, 0).context("making the pipe of the log")
+}
+
+/// The pipe, for writing and for reading: held open for both, it has no end of file, and a writer never finds it
+/// without a reader.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn open_pipe(system: &System) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(system.run("log.pipe"))
+        .context("opening the pipe of the log")
+}
+
+/// Lets a program say everything it says into the log.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn redirect(system: &System, command: &mut Command) -> Result<()> {
+    let pipe = open_pipe(system)?;
+    command
+        .stdin(std::process::Stdio::null())
+        .stdout(pipe.try_clone().context("sharing the pipe of the log")?)
+        .stderr(pipe);
+    Ok(())
+}
+
+/// Says a line in the log. Best effort: there may be no log yet.
+pub(crate) fn say(system: &System, who: &str, line: &str) {
+    if let Ok(mut pipe) = open_pipe(system) {
+        let _ = pipe.write_all(format!("{who}: {line}\n").as_bytes());
+    }
+}
+
+/// A file that is rotated: `name`, then `name.1`, `name.2` … with growing age.
+#[derive(Debug)]
+struct Rotated {
+    path: PathBuf,
+    file_bytes_max: u64,
+    files: usize,
+    open: Option<(File, u64)>,
+}
+
+impl Rotated {
+    fn new(path: PathBuf, file_bytes_max: u64, files: usize) -> Self {
+        Self {
+            path,
+            file_bytes_max,
+            files,
+            open: None,
+        }
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|(_, at)| *at >= self.file_bytes_max)
+        {
+            self.open = None;
+            self.shift()?;
+        }
+        if self.open.is_none() {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.path);
+            let file = file.context("opening a file of the log")?;
+            let length = file.metadata().context("reading a file of the log")?.len();
+            self.open = Some((file, length));
+        }
+        let Some((file, at)) = &mut self.open else {
+            return Ok(());
+        };
+        file.write_all(bytes).context("writing the log")?;
+        *at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn shift(&self) -> Result<()> {
+        let name = |age: usize| match age {
+            0 => self.path.clone(),
+            age => {
+                let mut name = self.path.clone().into_os_string();
+                name.push(format!(".{age}"));
+                PathBuf::from(name)
+            }
+        };
+        for age in (0..self.files - 1).rev() {
+            if name(age).exists() {
+                replace(&name(age), &name(age + 1))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the log goes.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    ring: Rotated,
+    disk: Rotated,
+    /// Whether the data partition is there.
+    disk_ready: bool,
+    /// On the console too; for the image that is made for looking at faults.
+    console: Option<File>,
+}
+
+impl Sink {
+    /// Everything; the console only if the kernel's command line says `truthdb.debug`.
+    pub(crate) fn new(system: &System) -> Self {
+        let command_line = std::fs::read_to_string(system.path("proc/cmdline"));
+        let debug =
+            command_line.is_ok_and(|line| line.split(' ').any(|w| w.trim() == "truthdb.debug"));
+        Self {
+            ring: Rotated::new(system.run("log"), RING_FILE_BYTES, 2),
+            disk: Rotated::new(system.data("log/node.log"), DISK_FILE_BYTES, DISK_FILES),
+            disk_ready: system.data("log").is_dir(),
+            console: debug
+                .then(|| {
+                    OpenOptions::new()
+                        .write(true)
+                        .open(system.path("dev/console"))
+                        .ok()
+                })
+                .flatten(),
+        }
+    }
+
+    /// Appends bytes, which need not end with a line. A place that does not take them misses them.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        let _ = self.ring.append(bytes);
+        if self.disk_ready && self.disk.append(bytes).is_err() {
+            // Full or gone: tried again with the next line, from a fresh file handle.
+            self.disk.open = None;
+        }
+        if let Some(console) = &mut self.console {
+            let _ = console.write_all(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rotated_file_is_bounded_and_keeps_the_newest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.log");
+        let mut log = Rotated::new(path.clone(), 100, 3);
+        for number in 0..100 {
+            log.append(format!("line {number:04}\n").as_bytes())
+                .unwrap();
+        }
+        let mut total = 0;
+        for entry in std::fs::read_dir(folder.path()).unwrap() {
+            total += entry.unwrap().metadata().unwrap().len();
+        }
+        assert!(total <= 3 * 110, "{total} bytes");
+        assert!(
+            std::fs::read_to_string(path)
+                .unwrap()
+                .ends_with("line 0099\n")
+        );
+        assert!(!folder.path().join("node.log.3").exists());
+    }
+
+    #[test]
+    fn a_log_goes_on_where_it_was_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.log");
+        Rotated::new(path.clone(), 100, 3).append(b"one\n").unwrap();
+        Rotated::new(path.clone(), 100, 3).append(b"two\n").unwrap();
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn without_a_disk_the_ring_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        let mut sink = Sink::new(&system);
+        sink.append(b"hello\n");
+        assert_eq!(std::fs::read(system.run("log")).unwrap(), b"hello\n");
+    }
+
+    #[test]
+    fn what_is_said_comes_out_of_the_pipe() {
+        use std::io::Read as _;
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        make_pipe(&system).unwrap();
+        let mut pipe = open_pipe(&system).unwrap();
+        say(&system, "time", "no server");
+        let mut bytes = [0; 16];
+        pipe.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"time: no server\n");
+    }
+}

@@ -1,0 +1,132 @@
+//! Disk images of tests: layers over an image that is not changed, and damage.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// Type of a Linux partition, as GPT stores it.
+const LINUX_TYPE: [u8; 16] = [
+    0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
+];
+/// Bytes of a sector of the images.
+const SECTOR_BYTES: u64 = 512;
+
+/// Makes a disk that begins as `base` (a raw image) and keeps what is written to itself.
+///
+/// # Errors
+///
+/// `qemu-img`'s.
+pub fn overlay(base: &Path, to: &Path) -> Result<()> {
+    let base = base
+        .canonicalize()
+        .with_context(|| format!("finding {}", base.display()))?;
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(base)
+        .arg(to))
+}
+
+/// Makes an empty disk.
+///
+/// # Errors
+///
+/// `qemu-img`'s.
+pub fn empty(to: &Path, bytes: u64) -> Result<()> {
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2"])
+        .arg(to)
+        .arg(bytes.to_string()))
+}
+
+/// Overwrites bytes of a disk.
+///
+/// # Errors
+///
+/// `qemu-io`'s.
+pub fn overwrite(disk: &Path, offset: u64, bytes: u64, pattern: u8) -> Result<()> {
+    run(Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c"])
+        .arg(format!("write -P {pattern} {offset} {bytes}"))
+        .arg(disk))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let outcome = command.output();
+    let outcome = outcome.with_context(|| {
+        format!("cannot start {program}: `apt-get install qemu-utils` brings it")
+    })?;
+    let said = String::from_utf8_lossy(&outcome.stderr).into_owned();
+    if !outcome.status.success() || said.contains("rror") {
+        bail!("{program}: {}", said.trim());
+    }
+    Ok(())
+}
+
+/// Where things are in the ext4 file system on the data partition of a raw image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ext4 {
+    /// The partition.
+    pub start: u64,
+    /// The superblock.
+    pub superblock: u64,
+    /// The table of inodes of the first group, with the root directory's.
+    pub inode_table: u64,
+}
+
+impl Ext4 {
+    /// Reads it from an image.
+    ///
+    /// # Errors
+    ///
+    /// No such partition or file system.
+    pub fn find(image: &Path) -> Result<Ext4> {
+        let file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
+        let read = |offset: u64, bytes: usize| -> Result<Vec<u8>> {
+            let mut buffer = vec![0; bytes];
+            file.read_exact_at(&mut buffer, offset)
+                .context("reading the image")?;
+            Ok(buffer)
+        };
+        let u32_at = |bytes: &[u8], at: usize| {
+            bytes[at..]
+                .first_chunk()
+                .map_or(0, |four| u32::from_le_bytes(*four))
+        };
+        let table = read(2 * SECTOR_BYTES, 128 * 128)?;
+        let entry = table
+            .chunks(128)
+            .find(|entry| entry.starts_with(&LINUX_TYPE));
+        let entry = entry.context("the image has no Linux partition")?;
+        let first = entry[32..]
+            .first_chunk()
+            .map_or(0, |eight| u64::from_le_bytes(*eight));
+        let start = first * SECTOR_BYTES;
+        let superblock = read(start + 1024, 1024)?;
+        ensure!(
+            superblock[0x38..0x3a] == [0x53, 0xef],
+            "the partition has no ext4"
+        );
+        let block_bytes = 1024u64 << u32_at(&superblock, 0x18);
+        let descriptors = if block_bytes == 1024 { 2 } else { 1 };
+        let descriptor = read(start + descriptors * block_bytes, 64)?;
+        Ok(Ext4 {
+            start,
+            superblock: start + 1024,
+            inode_table: start + u64::from(u32_at(&descriptor, 8)) * block_bytes,
+        })
+    }
+
+    /// Destroys the root directory's inode and marks the file system as in need of a check.
+    ///
+    /// # Errors
+    ///
+    /// `qemu-io`'s.
+    pub fn damage(&self, disk: &Path) -> Result<()> {
+        overwrite(disk, self.inode_table, 4096, 0xff)?;
+        overwrite(disk, self.superblock + 0x3a, 2, 0x02)
+    }
+}

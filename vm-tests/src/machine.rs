@@ -1,0 +1,384 @@
+//! A machine while it runs.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::json;
+
+use crate::http;
+use crate::picture::Picture;
+use crate::qmp::Qmp;
+use crate::spec::{Spec, Surroundings};
+use crate::wait::Deadline;
+
+/// Bytes of the serial line in a report.
+const TAIL_BYTES: usize = 3000;
+/// Emulation is slower than a processor by about so much, on a busy machine.
+const EMULATION_STRETCH: u32 = 6;
+/// How long QEMU may take to open its control socket.
+const QMP_WAIT: Duration = Duration::from_secs(60);
+/// Folders with the firmware, as distributions have it: code, variables, code and variables with Secure Boot.
+const FIRMWARE: [[&str; 4]; 2] = [
+    [
+        "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.fd",
+        "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+        "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+    ],
+    [
+        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+        "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+    ],
+];
+
+/// A running QEMU. It ends with this value.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    qmp: Qmp,
+    folder: PathBuf,
+    port: u16,
+    stretch: u32,
+    screens: u32,
+}
+
+impl Machine {
+    /// Starts a machine whose sockets, logs and firmware variables go into a folder of its own.
+    ///
+    /// # Errors
+    ///
+    /// QEMU or the firmware is not installed, or QEMU refuses the spec; it says why.
+    pub fn start(spec: &Spec, folder: &Path) -> Result<Machine> {
+        std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        for stale in ["qmp", "serial.log", "qemu.log"] {
+            let path = folder.join(stale);
+            if path.exists() {
+                std::fs::remove_file(&path).context("removing what an earlier machine left")?;
+            }
+        }
+        let [code, variables] = firmware(spec.secure_boot)?;
+        let own = folder.join("variables.fd");
+        std::fs::copy(variables, &own).context("copying the firmware's variables")?;
+        let port = free_port()?;
+        let acceleration = acceleration();
+        let arguments = spec.arguments(&Surroundings {
+            acceleration,
+            code: Path::new(code),
+            variables: &own,
+            folder,
+            port,
+        })?;
+        let log = std::fs::File::create(folder.join("qemu.log")).context("making a log")?;
+        let child = Command::new("qemu-system-x86_64")
+            .args(&arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("sharing a log")?)
+            .stderr(log)
+            .spawn();
+        let mut child = child.context(
+            "cannot start qemu-system-x86_64: `apt-get install qemu-system-x86` brings it \
+             (`cargo xtask vm` installs what is missing by itself)",
+        )?;
+        let qmp = connect(&mut child, folder)?;
+        let stretch = if acceleration == "kvm" {
+            1
+        } else {
+            EMULATION_STRETCH
+        };
+        Ok(Machine {
+            child,
+            qmp,
+            folder: folder.to_owned(),
+            port,
+            stretch,
+            screens: 0,
+        })
+    }
+
+    /// The port of the host behind which port 7433 of the machine is.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A deadline in time of a real processor, stretched for emulation.
+    #[must_use]
+    pub fn deadline(&self, time: Duration) -> Deadline {
+        Deadline::after(time * self.stretch)
+    }
+
+    /// Everything that came out of the serial line.
+    #[must_use]
+    pub fn serial(&self) -> String {
+        let bytes = std::fs::read(self.folder.join("serial.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the serial line has said a text.
+    ///
+    /// # Errors
+    ///
+    /// The deadline passed, or the machine ended; with a report.
+    pub fn wait_for_serial(&mut self, text: &str, time: Duration) -> Result<()> {
+        let what = format!("the serial line says {text:?}");
+        self.wait(&what, time, |machine| {
+            Ok(machine.serial().contains(text).then_some(()))
+        })
+    }
+
+    /// Waits until `GET path` on the forwarded port answers 200; the body.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Machine::wait_for_serial`].
+    pub fn wait_for_http(&mut self, path: &str, time: Duration) -> Result<String> {
+        let port = self.port;
+        self.wait(&format!("GET {path} answers 200"), time, |_| {
+            let answer = http::get(port, path);
+            Ok(answer
+                .ok()
+                .filter(|answer| answer.status == 200)
+                .map(|answer| answer.body))
+        })
+    }
+
+    /// Waits until a condition has a value.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Machine::wait_for_serial`], and those of the condition.
+    pub fn wait<T>(
+        &mut self,
+        what: &str,
+        time: Duration,
+        mut condition: impl FnMut(&mut Machine) -> Result<Option<T>>,
+    ) -> Result<T> {
+        let deadline = self.deadline(time);
+        let outcome = deadline.until(|| {
+            let value = condition(self)?;
+            if value.is_none() && self.has_ended()? {
+                bail!("QEMU ended while it was waited until {what}");
+            }
+            Ok(value)
+        });
+        match outcome {
+            Ok(Some(value)) => Ok(value),
+            Ok(None) => {
+                let waited = deadline.elapsed().as_secs();
+                Err(self.report(&format!("{waited} seconds passed before {what}")))
+            }
+            Err(error) => Err(self.report(&format!("{error:#}"))),
+        }
+    }
+
+    /// Waits until the machine has switched itself off, which ends QEMU.
+    ///
+    /// # Errors
+    ///
+    /// The deadline passed; with a report.
+    pub fn wait_for_end(&mut self, time: Duration) -> Result<()> {
+        let deadline = self.deadline(time);
+        match deadline.until(|| Ok(self.has_ended()?.then_some(())))? {
+            Some(()) => Ok(()),
+            None => Err(self.report("the machine did not switch itself off")),
+        }
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn press_power(&mut self) -> Result<()> {
+        self.qmp.run("system_powerdown", &json!({})).map(|_| ())
+    }
+
+    /// Presses keys together, by QEMU's names for them, and releases them.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's: a key that it does not know.
+    pub fn press(&mut self, keys: &[&str]) -> Result<()> {
+        let key = |name: &&str| json!({ "type": "qcode", "data": name });
+        let keys: Vec<_> = keys.iter().map(key).collect();
+        self.qmp
+            .run("send-key", &json!({ "keys": keys }))
+            .map(|_| ())
+    }
+
+    /// What the screen shows.
+    ///
+    /// # Errors
+    ///
+    /// No screen.
+    pub fn screen(&mut self) -> Result<Picture> {
+        let path = self.folder.join("screen.ppm");
+        self.qmp.run("screendump", &json!({ "filename": path }))?;
+        let bytes = std::fs::read(&path).context("reading a screen")?;
+        Picture::parse(&bytes)
+    }
+
+    /// Keeps what the screen shows as a file with a name, for people.
+    ///
+    /// # Errors
+    ///
+    /// No screen.
+    pub fn keep_screen(&mut self, name: &str) -> Result<PathBuf> {
+        self.screens += 1;
+        let path = self.folder.join(format!("{:02}-{name}.png", self.screens));
+        let arguments = json!({ "filename": path, "format": "png" });
+        self.qmp.run("screendump", &arguments)?;
+        Ok(path)
+    }
+
+    /// Takes the power away, as a plug that is pulled.
+    ///
+    /// # Errors
+    ///
+    /// QEMU is gone already.
+    pub fn pull_the_plug(mut self) -> Result<()> {
+        self.child.kill().context("ending QEMU")?;
+        self.child.wait().context("waiting for QEMU").map(|_| ())
+    }
+
+    /// An error with everything that helps to see what went wrong.
+    pub fn report(&mut self, what: &str) -> anyhow::Error {
+        let serial = self.serial();
+        let tail: String = {
+            let from = serial.len().saturating_sub(TAIL_BYTES);
+            let from = (from..serial.len()).find(|at| serial.is_char_boundary(*at));
+            serial[from.unwrap_or(0)..].escape_debug().collect()
+        };
+        let tail = tail.replace("\\r\\n", "\n    ").replace("\\n", "\n    ");
+        let mut text = format!("{what}\n  the end of the serial line:\n    {tail}\n");
+        let said = std::fs::read_to_string(self.folder.join("qemu.log")).unwrap_or_default();
+        if !said.trim().is_empty() {
+            let _ = writeln!(text, "  QEMU says: {}", said.trim());
+        }
+        if let Ok(screen) = self.keep_screen("failure") {
+            let _ = writeln!(text, "  the screen: {}", screen.display());
+        }
+        anyhow::anyhow!(text)
+    }
+
+    fn has_ended(&mut self) -> Result<bool> {
+        Ok(self
+            .child
+            .try_wait()
+            .context("looking after QEMU")?
+            .is_some())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn connect(child: &mut Child, folder: &Path) -> Result<Qmp> {
+    let connected = Deadline::after(QMP_WAIT).until(|| {
+        if let Some(status) = child.try_wait().context("looking after QEMU")? {
+            let said = std::fs::read_to_string(folder.join("qemu.log")).unwrap_or_default();
+            bail!("QEMU ended at once with {status}: {}", said.trim());
+        }
+        Ok(Qmp::connect(&folder.join("qmp")).ok())
+    })?;
+    if connected.is_none() {
+        let _ = child.kill();
+    }
+    connected.context("QEMU does not open its control socket")
+}
+
+/// The firmware's code, and its variables.
+fn firmware(secure_boot: bool) -> Result<[&'static str; 2]> {
+    let found = FIRMWARE.iter().find(|files| Path::new(files[0]).is_file());
+    let [code, variables, secure_code, secure_variables] = found.context(
+        "there is no UEFI firmware for QEMU: `apt-get install ovmf` brings it \
+         (`cargo xtask vm` installs what is missing by itself)",
+    )?;
+    Ok(if secure_boot {
+        [secure_code, secure_variables]
+    } else {
+        [code, variables]
+    })
+}
+
+/// `kvm` if it is there and can run firmware, else `tcg`. Tried once: `/dev/kvm` may be there and not work.
+#[must_use]
+pub fn acceleration() -> &'static str {
+    static FOUND: OnceLock<&'static str> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let works = Path::new("/dev/kvm").exists() && kvm_runs_firmware().unwrap_or(false);
+        if works { "kvm" } else { "tcg" }
+    })
+}
+
+/// Runs the firmware on KVM for a moment. One that cannot is stopped with an internal error right away.
+fn kvm_runs_firmware() -> Result<bool> {
+    let folder = std::env::temp_dir().join(format!("truthdb-kvm-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).context("making a folder")?;
+    let [code, _] = firmware(false)?;
+    let socket = folder.join("qmp");
+    let mut child = Command::new("qemu-system-x86_64")
+        .args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-machine",
+            "q35,accel=kvm",
+            "-cpu",
+            "host",
+        ])
+        .arg("-drive")
+        .arg(format!(
+            "if=pflash,format=raw,unit=0,readonly=on,file={code}"
+        ))
+        .arg("-serial")
+        .arg(format!("file:{}", folder.join("serial.log").display()))
+        .arg("-qmp")
+        .arg(format!("unix:{},server=on,wait=off", socket.display()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("starting QEMU")?;
+    let serial = folder.join("serial.log");
+    // Firmware that runs clears its serial terminal; firmware that cannot is stopped by KVM.
+    let outcome = Deadline::after(Duration::from_secs(15)).until(|| {
+        if child.try_wait().context("looking after QEMU")?.is_some() {
+            return Ok(Some(false));
+        }
+        if std::fs::metadata(&serial).is_ok_and(|about| about.len() > 0) {
+            return Ok(Some(true));
+        }
+        let Ok(mut qmp) = Qmp::connect(&socket) else {
+            return Ok(None);
+        };
+        let status = qmp.run("query-status", &json!({}))?;
+        Ok((status["status"] == "internal-error").then_some(false))
+    });
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = std::fs::remove_dir_all(&folder);
+    Ok(outcome?.unwrap_or(false))
+}
+
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
+    let port = listener
+        .local_addr()
+        .context("looking for a free port")?
+        .port();
+    ensure!(port != 0, "there is no free port");
+    Ok(port)
+}

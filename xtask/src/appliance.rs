@@ -1,0 +1,254 @@
+//! Kernels, images and virtual machines: `cargo xtask kernel`, `image`, `vm`, and their steps of the suite.
+//!
+//! The work is in two programs of the workspace (`truthdb-image`, `truthdb-vm`), so that this one stays quick to
+//! build. Here are the packages of the build host that they need, and the order of things.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lexopt::prelude::{Long, Value, ValueExt as _};
+
+use crate::install::debian_package;
+use crate::process::{cargo, command, root, run, succeeds, target_dir, tee};
+use crate::summary::Count;
+
+/// Debian packages that building takes, each with a program that it brings.
+const BUILD_PACKAGES: [(&str, &str); 12] = [
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("patch", "patch"),
+    ("bzip2", "bzip2"),
+    ("xz-utils", "xz"),
+    ("zstd", "zstd"),
+    ("musl-tools", "musl-gcc"),
+    ("xorriso", "xorriso"),
+    ("qemu-utils", "qemu-img"),
+];
+/// cargo's profile of what the suite puts into images: optimised, and quick to build.
+const TEST_PROFILE: &str = "fast";
+
+/// `cargo xtask kernel`: the words are passed on.
+pub(crate) fn kernel(parser: &mut lexopt::Parser) -> Result<bool> {
+    let words: Vec<OsString> = parser.raw_args()?.collect();
+    build_packages()?;
+    image_tool("kernel", &words)?;
+    Ok(true)
+}
+
+/// `cargo xtask image`: the options are passed on, but for `--boot`.
+pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
+    let Some(Value(what)) = parser.next()? else {
+        bail!("which image: iso, runtime or disk?");
+    };
+    let what = what.string()?;
+    ensure!(
+        ["iso", "runtime", "disk"].contains(&what.as_str()),
+        "there is no image {what:?}: there are iso, runtime and disk"
+    );
+    let mut words: Vec<OsString> = parser.raw_args()?.collect();
+    let boots = words.iter().any(|word| word == "--boot");
+    words.retain(|word| word != "--boot");
+    ensure!(
+        !boots || what != "runtime",
+        "--boot starts an iso or a disk"
+    );
+    build_packages()?;
+    if !boots {
+        image_tool(&what, &words)?;
+        return Ok(true);
+    }
+    // A place that is known, to find the result in.
+    ensure!(
+        words.iter().all(|word| word != "--out"),
+        "--boot has a folder of its own: leave --out away"
+    );
+    let out = target_dir().join("appliance/boot");
+    words.extend(["--out".into(), out.clone().into_os_string()]);
+    if what == "disk" {
+        words.extend(["--format".into(), "raw".into()]);
+    }
+    image_tool(&what, &words)?;
+    machine_packages()?;
+    let file = if what == "iso" {
+        "truthdb-installer.iso"
+    } else {
+        "truthdb.raw"
+    };
+    run(&mut vm_tool(&[
+        "boot".into(),
+        out.join(file).into_os_string(),
+    ]))?;
+    Ok(true)
+}
+
+/// `cargo xtask vm`: builds the images and boots them.
+pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
+    let mut only = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("only") => only.push(parser.value()?.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    build_test_images()?;
+    let count = boot_tests(&only)?;
+    println!("{} passed, {} failed", count.passed, count.failed);
+    Ok(count.failed == 0)
+}
+
+/// The suite's step `images`: everything is built, and built twice in different folders with the same bytes.
+pub(crate) fn images_step() -> Result<Count> {
+    build_test_images()?;
+    let [one, two] = [test_folder(), target_dir().join("appliance/test-again")];
+    let programs = one.join("parts/programs");
+    let given = |option: &str, path: PathBuf| [OsString::from(option), path.into_os_string()];
+    let out = given("--out", two.clone());
+    let mut words: Vec<OsString> = out.to_vec();
+    words.extend(given("--truthdb", programs.join("truthdb")));
+    words.extend(given("--node", programs.join("truthdb-node")));
+    words.extend(given("--console", programs.join("truthdb-console")));
+    image_tool("runtime", &words)?;
+    let mut words: Vec<OsString> = out.to_vec();
+    words.extend(given("--runtime", two.join("TruthDBRuntime.efi")));
+    words.extend(given("--config", plain_config()));
+    words.extend(["--format".into(), "raw".into()]);
+    image_tool("disk", &words)?;
+    let mut words: Vec<OsString> = out.to_vec();
+    words.extend(given("--runtime", two.join("TruthDBRuntime.efi")));
+    words.extend(given("--installer", programs.join("truthdb-installer")));
+    image_tool("iso", &words)?;
+    let mut count = Count::default();
+    for name in [
+        "TruthDBRuntime.efi",
+        "TruthDBInstaller.efi",
+        "truthdb-installer.iso",
+        "truthdb.raw",
+    ] {
+        let same = succeeds(command("cmp").arg(one.join(name)).arg(two.join(name)));
+        if same {
+            count.passed += 1;
+        } else {
+            count.failed += 1;
+            println!(
+                "    {name} differs between {} and {}",
+                one.display(),
+                two.display()
+            );
+        }
+    }
+    // Sparse, and the largest of what is left behind.
+    std::fs::remove_dir_all(&two).context("removing the second build")?;
+    Ok(count)
+}
+
+/// The suite's step `vm`. The step before it has built the images; alone it builds them itself.
+pub(crate) fn vm_step() -> Result<Count> {
+    build_test_images()?;
+    boot_tests(&[])
+}
+
+/// The images that are tested.
+fn build_test_images() -> Result<()> {
+    build_packages()?;
+    let out = [OsString::from("--out"), test_folder().into_os_string()];
+    let mut words: Vec<OsString> = out.to_vec();
+    words.extend(["--profile", TEST_PROFILE, "--format", "raw", "--config"].map(Into::into));
+    words.push(plain_config().into_os_string());
+    image_tool("disk", &words)?;
+    let mut words: Vec<OsString> = out.to_vec();
+    words.extend(["--profile", TEST_PROFILE, "--runtime"].map(Into::into));
+    words.push(test_folder().join("TruthDBRuntime.efi").into_os_string());
+    image_tool("iso", &words)
+}
+
+fn boot_tests(only: &[String]) -> Result<Count> {
+    machine_packages()?;
+    let folder = test_folder();
+    let mut words: Vec<OsString> = ["test", "--disk"].map(Into::into).to_vec();
+    words.push(folder.join("truthdb.raw").into_os_string());
+    words.push("--iso".into());
+    words.push(folder.join("truthdb-installer.iso").into_os_string());
+    words.push("--work".into());
+    words.push(target_dir().join("appliance/vm").into_os_string());
+    for name in only {
+        words.extend(["--only".into(), name.into()]);
+    }
+    let (status, output) = tee(&mut vm_tool(&words))?;
+    // The program's last line counts; its lines about single tests do not look like totals.
+    Ok(Count::of_step(&output, status.success()))
+}
+
+fn test_folder() -> PathBuf {
+    target_dir().join("appliance/test")
+}
+
+fn plain_config() -> PathBuf {
+    root().join("vm-tests/config/plain.toml")
+}
+
+fn image_tool(what: &str, words: &[OsString]) -> Result<()> {
+    run(cargo()
+        .args([
+            "run",
+            "--locked",
+            "--quiet",
+            "--package",
+            "truthdb-image",
+            "--",
+            what,
+        ])
+        .args(words))
+}
+
+fn vm_tool(words: &[OsString]) -> std::process::Command {
+    let mut tool = cargo();
+    tool.args([
+        "run",
+        "--locked",
+        "--quiet",
+        "--package",
+        "truthdb-vm-tests",
+        "--",
+    ])
+    .args(words);
+    tool
+}
+
+fn build_packages() -> Result<()> {
+    for (package, program) in BUILD_PACKAGES {
+        debian_package(package, || is_there(program))?;
+    }
+    // objtool, which checks the kernel's object files.
+    debian_package("libelf-dev", || Path::new("/usr/include/libelf.h").exists())?;
+    debian_package("linux-libc-dev", || {
+        Path::new("/usr/include/linux/version.h").exists()
+    })
+}
+
+fn machine_packages() -> Result<()> {
+    debian_package("qemu-system-x86", || is_there("qemu-system-x86_64"))?;
+    debian_package("ovmf", || {
+        Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").exists()
+    })
+}
+
+/// Whether a program is in the search path. Some cannot be asked for a version without doing something.
+fn is_there(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_up_in_the_search_path() {
+        assert!(is_there("sh"));
+        assert!(!is_there("no-such-program-anywhere"));
+    }
+}
