@@ -1,8 +1,8 @@
 //! Pinned files of Debian's archive, by apt, into the cache.
 //!
-//! apt runs with a state of its own: package lists and sources of the system are neither used nor changed, so that
-//! it works on any Debian or Ubuntu, without privileges, and for a host of another architecture. What comes is
-//! believed only for its hash.
+//! apt runs with a state of its own, so that nothing of the system is changed, without privileges, and also for a host
+//! of another architecture. Only the addresses of archives are the system's; `TRUTHDB_DEBIAN_ARCHIVES` gives others, on
+//! a machine that is not Debian 12. What comes is believed only for its hash.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,20 +14,9 @@ use crate::hash;
 use crate::manifest::{PinnedFile, SourcePackage};
 use crate::process::{output, tool, write};
 
-/// Where the pinned versions are. Trusted, because every file is checked against the manifest's hash.
-const SOURCES: &str = "\
-Types: deb deb-src
-URIs: http://deb.debian.org/debian
-Suites: bookworm
-Components: main
-Trusted: yes
-
-Types: deb deb-src
-URIs: http://deb.debian.org/debian-security
-Suites: bookworm-security
-Components: main
-Trusted: yes
-";
+/// The environment variable that names Debian archives, separated by spaces, in place of those that the machine's own
+/// apt is set to.
+const ARCHIVES_VARIABLE: &str = "TRUTHDB_DEBIAN_ARCHIVES";
 
 /// The file of a binary package.
 ///
@@ -116,7 +105,47 @@ fn prepare(state: &Path) -> Result<()> {
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     }
     write(&state.join("status"), b"")?;
-    write(&state.join("truthdb.sources"), SOURCES.as_bytes())
+    write(&state.join("truthdb.sources"), sources()?.as_bytes())
+}
+
+/// What apt is told of archives: those of Debian 12, with the sources of packages. Trusted, because every file is
+/// checked against the manifest's hash.
+fn sources() -> Result<String> {
+    let archives = match std::env::var(ARCHIVES_VARIABLE) {
+        Ok(named) => named,
+        Err(_) => output(tool("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+        ]))?,
+    };
+    let text = sources_of(&archives);
+    if text.is_empty() {
+        bail!(
+            "apt knows no archive of Debian: name one or more in {ARCHIVES_VARIABLE}, separated by spaces (the main \
+             one, and the one of security updates)"
+        );
+    }
+    Ok(text)
+}
+
+/// A stanza for each archive; that of security updates is told by its name.
+fn sources_of(archives: &str) -> String {
+    let mut archives: Vec<&str> = archives.split_whitespace().collect();
+    archives.sort_unstable();
+    archives.dedup();
+    let stanza = |archive: &&str| {
+        let suite = if archive.trim_end_matches('/').ends_with("security") {
+            "bookworm-security"
+        } else {
+            "bookworm"
+        };
+        format!(
+            "Types: deb deb-src\nURIs: {archive}\nSuites: {suite}\nComponents: main\nTrusted: yes\n\n"
+        )
+    };
+    archives.iter().map(stanza).collect()
 }
 
 fn apt(state: &Path) -> Command {
@@ -144,6 +173,14 @@ fn apt(state: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives_become_stanzas_once_each() {
+        let text = sources_of("http://a/debian/\nhttp://a/debian-security/\nhttp://a/debian/\n");
+        assert_eq!(text.matches("URIs: http://a/debian/\n").count(), 1);
+        assert!(text.contains("debian-security/\nSuites: bookworm-security\n"));
+        assert!(sources_of(" \n").is_empty());
+    }
 
     #[test]
     fn a_wrong_hash_says_what_to_do() {

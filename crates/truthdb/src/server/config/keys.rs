@@ -241,7 +241,8 @@ keys! {
         "How the disk is driven. \"auto\" takes io_uring where the kernel allows it, and says so when it does not; \"io_uring\" refuses to start without it.",
         |c, v| { c.data.io_backend = one_of(v, &[("auto", IoBackend::Auto), ("io_uring", IoBackend::IoUring), ("blocking", IoBackend::Blocking)])?; Ok(()) };
 
-    node.roles = "[\"ingest\", \"compute\", \"query\", \"replay\"]", "array of \"ingest\", \"compute\", \"query\", \"replay\"",
+    node.roles = "[\"ingest\", \"compute\", \"query\", \"replay\"]",
+        "array of \"ingest\", \"compute\", \"query\", \"replay\"",
         "What this node does. ingest: appends, cursor commits, trims. compute: the folds; with ingest beside it also the life of modules, snapshots and checkpoints. query: reads, subscriptions, and questions about state. replay: work over the whole log, which is verification, proofs, backups and replays of state. A request that needs another role is answered with ROLE_DISABLED.",
         |c, v| { c.roles = roles(v)?; Ok(()) };
 
