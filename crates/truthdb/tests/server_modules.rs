@@ -198,7 +198,7 @@ fn what_is_no_module_is_refused_by_name_and_nothing_is_stored() {
         .post("/v1/modules/tally/activate", "{\"hash\": \"00\"}")
         .error(404, "NOT_FOUND");
     let listed = server.get("/v1/modules").json();
-    let names: Vec<_> = listed["modules"].as_array().unwrap().iter();
+    let names = listed["modules"].as_array().unwrap().iter();
     let active = names.filter(|one| !one["generations"].as_array().unwrap().is_empty());
     assert_eq!(active.count(), 1, "{listed}");
     server.stop_cleanly();

@@ -163,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn a_read_that_panics_is_answered_and_the_pool_keeps_its_size() {
         const THREADS: usize = 2;
-        let pool = ReaderPool::start(THREADS, 16).unwrap();
+        let pool = ReaderPool::start("reader", THREADS, 16).unwrap();
         for _ in 0..3 * THREADS {
             let outcome = pool.run(|| -> u32 { panic!("planted by the test") }).await;
             assert_eq!(outcome.unwrap_err().code, ErrorCode::Internal);

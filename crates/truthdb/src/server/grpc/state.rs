@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use truthdb_api::{ApiError, ErrorCode, v1};
 
-use super::{Answers, Sender, answers, within};
+use super::{Answers, Sender, answers, standing, within};
 use crate::server::{Shared, run_apart, state};
 
 /// The least time between two reports of progress.
@@ -56,6 +56,7 @@ impl v1::state_server::State for StateService {
         &self,
         request: Request<v1::StateVerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
+        let standing = standing(&request);
         let request = request.into_inner();
         if let Some(partition) = request.partition {
             self.shared.check_partition(partition)?;
@@ -66,14 +67,18 @@ impl v1::state_server::State for StateService {
                 ApiError::overloaded("another verification of state is running", BUSY_RETRY_MS)
             })?;
         let shared = Arc::clone(&self.shared);
-        Ok(Response::new(answers(&self.shared, |sender| async move {
-            let runtime = tokio::runtime::Handle::current();
-            let work = move || {
-                let _slot = slot;
-                verify(&shared, &request, &sender, &runtime)
-            };
-            run_apart(work).await
-        })))
+        Ok(Response::new(answers(
+            &self.shared,
+            standing,
+            |sender| async move {
+                let runtime = tokio::runtime::Handle::current();
+                let work = move || {
+                    let _slot = slot;
+                    verify(&shared, &request, &sender, &runtime)
+                };
+                run_apart(work).await
+            },
+        )))
     }
 }
 
