@@ -163,11 +163,9 @@ impl AppendGate for Gate {
             return self.not_ready(&state);
         }
         if let Err((module, reason)) = state.catch_up() {
-            let (sequence, why) = (
-                state.next_sequence,
-                format!("module {module} stopped: {reason}"),
-            );
-            state.close(sequence, &why);
+            // The batch that asks is not encoded: the fold can catch up with all that is.
+            let sequence = state.next_sequence - 1;
+            state.close(sequence, &format!("module {module} stopped: {reason}"));
             self.0.fold.signal.wake();
             return self.not_ready(&state);
         }

@@ -70,10 +70,10 @@ fn each_class_of_failure_has_its_exit_code() {
     assert_eq!(code, 2);
     let (code, text) = fails(
         &["--data", data, "serve"],
-        &[("TRUTHDB_NODE__ROLES", "[\"compute\"]")],
+        &[("TRUTHDB_NODE__ROLES", "[\"cook\"]")],
     );
     assert_eq!(code, 3, "{text}");
-    assert!(text.contains("no modules yet"), "{text}");
+    assert!(text.contains("is not a role"), "{text}");
     let (code, text) = fails(
         &["--data", data, "serve"],
         &[("TRUTHDB_LISTEN__HTTP", "0.0.0.0:0")],
