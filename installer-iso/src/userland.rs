@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::cache::{Cache, Entry};
 use crate::fetch;
 use crate::hash::{self, Inputs};
-use crate::kconfig::{demands, gate};
+use crate::kconfig::{Demands, demands, gate, resolved};
 use crate::manifest::{Manifest, SourcePackage};
 use crate::process::{self, output, tool, watched};
 
@@ -115,17 +115,12 @@ fn unpack(cache: &Cache, package: &SourcePackage, folder: &Path) -> Result<PathB
 
 fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
     let wanted = demands(&[("installer-iso/userland/busybox.config", config)])?;
+    // Answers for `allnoconfig`, which takes choices from here and leaves everything else off.
+    process::write(&source.join("allno.config"), config.as_bytes())?;
     output(tool("make").args(["-s", "allnoconfig"]).current_dir(source))?;
     let path = source.join(".config");
     let nothing = String::from_utf8(process::read(&path)?)?;
-    // Unlike the kernel's, this configuration program takes the first of two lines about one symbol.
-    let other = |line: &&str| {
-        let symbol = line.trim_start_matches("# ").strip_prefix("CONFIG_");
-        let symbol = symbol.and_then(|rest| rest.split(['=', ' ']).next());
-        symbol.is_none_or(|symbol| !wanted.contains_key(symbol))
-    };
-    let kept: Vec<&str> = nothing.lines().filter(other).collect();
-    process::write(&path, format!("{}\n{config}", kept.join("\n")).as_bytes())?;
+    process::write(&path, merged(&nothing, &wanted).as_bytes())?;
     // New questions are answered with their defaults: an empty line each.
     let answers = folder.join("answers");
     process::write(&answers, "\n".repeat(2000).as_bytes())?;
@@ -151,6 +146,34 @@ fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
         "BusyBox",
         &[(source.join("busybox"), "busybox")],
     )
+}
+
+/// A configuration with the demands in it. Unlike the kernel's, this configuration program wants each symbol once, and
+/// a choice left as it stands: a demand that is met already moves no line.
+fn merged(nothing: &str, wanted: &Demands) -> String {
+    let before = resolved(nothing);
+    let changed: Demands = wanted
+        .iter()
+        .filter(|(symbol, value)| before.get(symbol.as_str()).copied() != value.as_deref())
+        .map(|(symbol, value)| (symbol.clone(), value.clone()))
+        .collect();
+    let is_kept = |line: &&str| {
+        let symbol = line.trim_start_matches("# ").strip_prefix("CONFIG_");
+        let symbol = symbol.and_then(|rest| rest.split(['=', ' ']).next());
+        symbol.is_none_or(|symbol| !changed.contains_key(symbol))
+    };
+    let mut text: String = nothing
+        .lines()
+        .filter(is_kept)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for (symbol, value) in &changed {
+        match value {
+            Some(value) => text.push_str(&format!("CONFIG_{symbol}={value}\n")),
+            None => text.push_str(&format!("# CONFIG_{symbol} is not set\n")),
+        }
+    }
+    text
 }
 
 fn make_e2fsprogs(source: &Path, arguments: &str, folder: &Path) -> Result<()> {
@@ -275,6 +298,18 @@ mod tests {
         elf[64] = 3;
         assert!(needs_interpreter(&elf).unwrap());
         assert!(needs_interpreter(b"#!/bin/sh").is_err());
+    }
+
+    #[test]
+    fn a_demand_that_is_met_moves_no_line_and_each_symbol_is_there_once() {
+        let nothing = "# CONFIG_INIT is not set\nCONFIG_SH_IS_NONE=y\n# CONFIG_ASH is not set\n";
+        let fragment = "CONFIG_INIT=y\nCONFIG_SH_IS_NONE=y\n# CONFIG_ASH is not set\n";
+        let wanted = demands(&[("busybox.config", fragment)]).unwrap();
+        let text = merged(nothing, &wanted);
+        assert_eq!(
+            text,
+            "CONFIG_SH_IS_NONE=y\n# CONFIG_ASH is not set\nCONFIG_INIT=y\n"
+        );
     }
 
     #[test]
