@@ -166,7 +166,9 @@ fn canaries() -> Result<(), Error> {
             ),
             None => {
                 println!("{canary:?}: not found by {budget} seeds");
-                missed.push(canary);
+                if !truthdb_sim::canaries::RARE.contains(&canary) {
+                    missed.push(canary);
+                }
             }
         }
     }
