@@ -29,8 +29,9 @@ const SIM_SEEDS: u64 = 500;
 /// Processes killed under load.
 const CRASH_KILLS: u64 = 20;
 
-/// Steps that run only when `--only` names them: they build kernels and boot virtual machines.
-const ASKED: [&str; 2] = ["images", "vm"];
+/// Steps that run only when `--only` names them: they build kernels, boot virtual machines, build everything with two
+/// libcs, and compile large interpreters.
+const ASKED: [&str; 4] = ["libcs", "languages", "images", "vm"];
 
 const STEPS: [Step; 18] = [
     step("fmt", true, "formatting", fmt),
