@@ -21,8 +21,8 @@ pub const BUDGETS: [(Canary, u64); 13] = [
     (Canary::IgnoreWriteError, 40),
 ];
 
-/// Canaries that the simulator found once and, since starts read less, does not find within their budget.
-/// Hunted all the same; missing one is said and is no failure.
+/// Canaries that the simulator found in an earlier version and does not find within their budget now; why is not
+/// known. Hunted all the same; missing one is said and is no failure.
 pub const RARE: [Canary; 1] = [Canary::SkipChainCheck];
 
 /// Plants a bug and runs seeds from 1 on until one finds it. The bug is gone afterwards, and then the seed must find
