@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use truthdb_log::{
-    Footer, Proof, ProveError, ProveSegment, VerifyOptions, VerifyProgress, VerifyReport,
-    prove_event, verify_database,
+    Footer, Proof, ProveError, ProveSegment, VerifyProgress, VerifyReport, prove_event,
+    verify_open_database,
 };
 
 use crate::engine::Engine;
@@ -106,16 +106,18 @@ impl Engine {
             Some(partition) => vec![partition],
             None => (0..count).collect(),
         };
-        let options = VerifyOptions {
-            deep,
-            sealed_only: true,
+        let first_segment = |partition: u32| {
+            let view = self.shared(partition).map(|shared| shared.view());
+            view.ok()
+                .and_then(|view| view.segments.first().map(|segment| segment.number))
+                .unwrap_or(0)
         };
-        let storage = &self.inner.world.storage;
-        Ok(verify_database(
-            storage,
+        Ok(verify_open_database(
+            &self.inner.world.storage,
             &self.inner.manifest,
             &partitions,
-            options,
+            deep,
+            &first_segment,
             progress,
         ))
     }

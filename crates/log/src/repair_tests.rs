@@ -10,7 +10,7 @@ use crate::merkle::ZERO_HASH;
 use crate::pack::Compression;
 use crate::seal::{SealRequest, seal_segment};
 use crate::test_log::{Shape, TestEvent, TestLog};
-use crate::verify::{Severity, VerifyOptions, verify_database};
+use crate::verify::{Severity, verify_database};
 
 const SMALL: Shape = Shape {
     batches: 6,
@@ -111,12 +111,8 @@ impl Fixture {
     }
 
     fn worst(&self) -> Option<Severity> {
-        let options = VerifyOptions {
-            deep: true,
-            sealed_only: false,
-        };
         let mut go_on = |_: crate::verify::VerifyProgress<'_>| ControlFlow::Continue(());
-        let report = verify_database(&self.storage(), &self.manifest, &[], options, &mut go_on);
+        let report = verify_database(&self.storage(), &self.manifest, &[], true, &mut go_on);
         report.severity()
     }
 

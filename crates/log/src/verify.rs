@@ -1,7 +1,8 @@
 //! Verification: every byte of the log that means something is read and held against everything
 //! that is said of it.
 //!
-//! Offline a whole database; online its sealed segments, which never change. Nothing is written.
+//! Of a closed database all of it; of an open one its sealed segments, which never change and only go when they are
+//! trimmed. Nothing is written.
 //! Checked are: headers, tables,
 //! events, padding, gapless sequences and revisions, roots recomputed from the events, the chain
 //! over all segments,
@@ -37,15 +38,6 @@ use crate::segment::{
 use crate::source::Link;
 use crate::verify_heads::{HeadsFinding, verify_heads};
 use crate::verify_walk::Walk;
-
-/// What is to be verified.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct VerifyOptions {
-    /// Follow every stream from segment to segment, and compare the links in the indexes.
-    pub deep: bool,
-    /// Leave unsealed segments alone: for a database that is open.
-    pub sealed_only: bool,
-}
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -113,6 +105,8 @@ impl VerifyReport {
     }
 }
 
+/// How often the runs of stream heads are looked at while trims go on.
+const HEADS_ATTEMPTS: u32 = 8;
 const RESTORE: &str = "restore this segment from a backup with `truthdb repair`";
 pub(crate) const REBUILD: &str = "nothing: it is made again when the database is opened";
 const TORN: &str = "nothing: it was never acknowledged and is cut when the database is opened";
@@ -120,57 +114,64 @@ const SEAL: &str = "nothing: it is sealed when the database is opened";
 pub(crate) const LOOK: &str = "look at it with `truthdb inspect`";
 const FOREIGN: &str = "move the file away if it is not yours";
 
-/// Verifies partitions of a database; `partitions` are numbers, empty for all.
+/// Verifies partitions of a database that is closed; `partitions` are numbers, empty for all. `deep` also follows every
+/// stream from segment to segment, and compares the links in the indexes.
 ///
-/// `progress` is called after every MiB or so, and ends the work by [`ControlFlow::Break`]. What is
-/// wrong is in the report; there is
-/// no error.
+/// `progress` is called after every MiB or so, and ends the work by [`ControlFlow::Break`]. What is wrong is in the
+/// report; there is no error.
 pub fn verify_database(
     storage: &Arc<dyn Storage>,
     manifest: &Manifest,
     partitions: &[u32],
-    options: VerifyOptions,
+    deep: bool,
     progress: &mut dyn FnMut(VerifyProgress<'_>) -> ControlFlow<()>,
 ) -> VerifyReport {
-    let all: Vec<u32> = (0..manifest.partition_count).collect();
-    let partitions = if partitions.is_empty() {
-        &all
-    } else {
-        partitions
-    };
-    let files = |partition: u32| storage.list(&wal_dir(partition)).unwrap_or_default();
-    let is_segment = |name: &str| parse_segment_name(name).is_some();
-    let bytes_total = partitions
-        .iter()
-        .flat_map(|partition| files(*partition))
-        .filter(|entry| is_segment(&entry.name))
-        .map(|entry| entry.bytes)
-        .sum();
-    let keys = KeyHasher::new(KeySeed(manifest.key_seed));
-    let report = VerifyReport::default();
-    let mut verifier = Verifier {
+    let verifier = Verifier {
         storage,
         manifest,
-        keys,
-        options,
+        keys: KeyHasher::new(KeySeed(manifest.key_seed)),
+        deep,
+        is_open: false,
+        first_segment: &|_| 0,
         progress,
-        bytes_total,
-        report,
+        bytes_total: 0,
+        report: VerifyReport::default(),
     };
-    for partition in partitions {
-        if verifier.partition(*partition).is_break() {
-            verifier.report.interrupted = true;
-            break;
-        }
-    }
-    verifier.report
+    verifier.run(partitions)
+}
+
+/// As [`verify_database`], for one that is open: sealed segments only, and `first_segment` says of a partition which
+/// segment is its oldest now. What a trim takes away meanwhile is no finding.
+pub fn verify_open_database(
+    storage: &Arc<dyn Storage>,
+    manifest: &Manifest,
+    partitions: &[u32],
+    deep: bool,
+    first_segment: &dyn Fn(u32) -> u32,
+    progress: &mut dyn FnMut(VerifyProgress<'_>) -> ControlFlow<()>,
+) -> VerifyReport {
+    let verifier = Verifier {
+        storage,
+        manifest,
+        keys: KeyHasher::new(KeySeed(manifest.key_seed)),
+        deep,
+        is_open: true,
+        first_segment,
+        progress,
+        bytes_total: 0,
+        report: VerifyReport::default(),
+    };
+    verifier.run(partitions)
 }
 
 struct Verifier<'a> {
     storage: &'a Arc<dyn Storage>,
     manifest: &'a Manifest,
     keys: KeyHasher,
-    options: VerifyOptions,
+    deep: bool,
+    is_open: bool,
+    /// The oldest segment that a partition has now; those before it were trimmed.
+    first_segment: &'a dyn Fn(u32) -> u32,
     progress: &'a mut dyn FnMut(VerifyProgress<'_>) -> ControlFlow<()>,
     bytes_total: u64,
     report: VerifyReport,
@@ -190,6 +191,30 @@ struct Before {
 }
 
 impl Verifier<'_> {
+    fn run(mut self, partitions: &[u32]) -> VerifyReport {
+        let all: Vec<u32> = (0..self.manifest.partition_count).collect();
+        let partitions = if partitions.is_empty() {
+            &all
+        } else {
+            partitions
+        };
+        let files = |partition: u32| self.storage.list(&wal_dir(partition)).unwrap_or_default();
+        let is_segment = |name: &str| parse_segment_name(name).is_some();
+        self.bytes_total = partitions
+            .iter()
+            .flat_map(|partition| files(*partition))
+            .filter(|entry| is_segment(&entry.name))
+            .map(|entry| entry.bytes)
+            .sum();
+        for partition in partitions {
+            if self.partition(*partition).is_break() {
+                self.report.interrupted = true;
+                break;
+            }
+        }
+        self.report
+    }
+
     fn partition(&mut self, partition: u32) -> ControlFlow<()> {
         let directory = wal_dir(partition);
         let entries = match self.storage.list(&directory) {
@@ -221,7 +246,19 @@ impl Verifier<'_> {
             }
         }
         segments.sort_unstable();
-        let first = segments.first().copied();
+        let footers = self.segments(partition, &segments)?;
+        if let Some(newest) = footers.last() {
+            let chain = crate::proof::hex(&newest.chain);
+            self.report
+                .chains
+                .push((partition, newest.place.segment, chain));
+        }
+        self.heads(partition, &segments, footers);
+        ControlFlow::Continue(())
+    }
+
+    /// Verifies segments one after another and gives the footers of those that are sealed and still there.
+    fn segments(&mut self, partition: u32, segments: &[u32]) -> ControlFlow<(), Vec<Footer>> {
         let mut before = Before::default();
         if segments.first() == Some(&1) {
             before = Before {
@@ -233,30 +270,51 @@ impl Verifier<'_> {
         }
         let mut footers = Vec::new();
         let mut last = None;
-        for segment in segments {
+        for &segment in segments {
+            let found = self.report.findings.len();
             if last.is_some_and(|last| last + 1 != segment) {
                 let missing = segment_path(partition, segment - 1);
-                self.find(Severity::Error, &missing, "is missing".into(), RESTORE);
+                if segment > (self.first_segment)(partition) {
+                    self.find(Severity::Error, &missing, "is missing".into(), RESTORE);
+                }
                 before = Before::default();
             }
             last = Some(segment);
-            before = self.segment(partition, segment, before, &mut footers)?;
+            let is_trimmed = |verifier: &Self| segment < (verifier.first_segment)(partition);
+            if !is_trimmed(self) {
+                before = self.segment(partition, segment, before, &mut footers)?;
+            }
+            if is_trimmed(self) {
+                // Its files may be gone already; what was seen of them means nothing.
+                self.report.findings.truncate(found);
+                before = Before::default();
+            }
         }
-        if let Some(newest) = footers.last() {
-            let chain = crate::proof::hex(&newest.chain);
-            self.report
-                .chains
-                .push((partition, newest.place.segment, chain));
-        }
-        if let Some(first) = first {
+        ControlFlow::Continue(footers)
+    }
+
+    fn heads(&mut self, partition: u32, segments: &[u32], mut footers: Vec<Footer>) {
+        // A trim meanwhile moves the oldest segment; each look is held against where it was.
+        for _ in 0..HEADS_ATTEMPTS {
+            let oldest = (self.first_segment)(partition);
+            let Some(first) = segments.iter().copied().find(|one| *one >= oldest) else {
+                return;
+            };
+            footers.retain(|footer| footer.place.segment >= first);
             let heads = verify_heads(
                 self.storage,
                 self.manifest,
                 partition,
                 first,
                 &footers,
-                self.options.sealed_only,
+                self.is_open,
             );
+            if heads.is_empty() {
+                return;
+            }
+            if (self.first_segment)(partition) > first {
+                continue;
+            }
             for HeadsFinding {
                 severity,
                 path,
@@ -266,8 +324,8 @@ impl Verifier<'_> {
             {
                 self.find(severity, &path, what, advice);
             }
+            return;
         }
-        ControlFlow::Continue(())
     }
 
     /// Verifies one segment and says what its successor must continue.
@@ -329,7 +387,7 @@ impl Verifier<'_> {
                 footers.push(footer);
                 ControlFlow::Continue(after)
             }
-            None if self.options.sealed_only => ControlFlow::Continue(Before::default()),
+            None if self.is_open => ControlFlow::Continue(Before::default()),
             None => ControlFlow::Continue(self.unsealed(&header)),
         }
     }
@@ -517,7 +575,7 @@ impl Verifier<'_> {
     fn check_index(&mut self, footer: &Footer, mut events: Events) {
         let path = segment_index_path(footer.place.partition, footer.place.segment);
         // Where older segments were trimmed, nothing says what came before.
-        let with_previous = self.options.deep && self.check_streams(footer, &mut events);
+        let with_previous = self.deep && self.check_streams(footer, &mut events);
         let binding = segment_binding(footer, self.keys.seed().check());
         let difference = SegmentIndex::open(self.storage, &path, &binding)
             .and_then(|index| index.difference(&events.index, with_previous));

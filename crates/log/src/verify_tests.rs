@@ -77,15 +77,12 @@ fn history(second: Shape) -> (SimWorld, TestLog) {
     (sim, log)
 }
 
-const DEEP: VerifyOptions = VerifyOptions {
-    deep: true,
-    sealed_only: false,
-};
+const DEEP: bool = true;
 
-fn verify(sim: &SimWorld, log: &TestLog, options: VerifyOptions) -> VerifyReport {
+fn verify(sim: &SimWorld, log: &TestLog, deep: bool) -> VerifyReport {
     let storage: Arc<dyn Storage> = sim.storage();
     let mut progress = |_: VerifyProgress<'_>| ControlFlow::Continue(());
-    verify_database(&storage, &log.manifest, &[], options, &mut progress)
+    verify_database(&storage, &log.manifest, &[], deep, &mut progress)
 }
 
 #[test]
@@ -96,14 +93,9 @@ fn a_whole_history_has_no_error_and_shows_its_chain() {
     assert_eq!((report.segments, report.events), (3, log.next_sequence - 1));
     assert_eq!(report.chains.len(), 1);
     assert_eq!((report.chains[0].0, report.chains[0].1), (0, 2));
-    let online = verify(
-        &sim,
-        &log,
-        VerifyOptions {
-            deep: false,
-            sealed_only: true,
-        },
-    );
+    let storage: Arc<dyn Storage> = sim.storage();
+    let mut go_on = |_: VerifyProgress<'_>| ControlFlow::Continue(());
+    let online = verify_open_database(&storage, &log.manifest, &[], false, &|_| 1, &mut go_on);
     assert_eq!((online.findings.len(), online.segments), (0, 2));
 }
 
@@ -127,7 +119,7 @@ fn a_flipped_bit_anywhere_in_a_sealed_segment_is_found() {
             let mut damaged = whole.clone();
             damaged[at] ^= 1 << (at % 8);
             sim.write_file(&path, &damaged).unwrap();
-            let report = verify(&sim, &log, VerifyOptions::default());
+            let report = verify(&sim, &log, false);
             let named = report.findings.iter().any(|finding| finding.path == path);
             assert!(named, "segment {segment} byte {at}: {:?}", report.findings);
             if at + 4096 < whole.len() {
@@ -248,7 +240,7 @@ fn indexes_that_contradict_the_events_are_found_though_their_checksums_hold() {
     let path = segment_index_path(0, 1);
     let binding = segment_binding(&footer, log.keys.seed().check());
     crate::index::write_index(&storage, &path, &binding, &wrong).unwrap();
-    let report = verify(&sim, &log, VerifyOptions::default());
+    let report = verify(&sim, &log, false);
     assert_eq!(
         report.severity(),
         Some(Severity::Warning),
@@ -257,7 +249,7 @@ fn indexes_that_contradict_the_events_are_found_though_their_checksums_hold() {
     );
     assert_eq!(report.findings[0].path, path);
     sim.remove_file(&path).unwrap();
-    let report = verify(&sim, &log, VerifyOptions::default());
+    let report = verify(&sim, &log, false);
     assert_eq!(report.findings.len(), 1);
     assert_eq!(report.findings[0].severity, Severity::Warning);
 }
@@ -267,7 +259,7 @@ fn damaged_heads_are_a_warning() {
     let (sim, log) = history(FULL);
     let path = "partition-0000/index/heads-00000002-00000002.run";
     sim.corrupt(path, 4200, 1).unwrap();
-    let report = verify(&sim, &log, VerifyOptions::default());
+    let report = verify(&sim, &log, false);
     assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
     assert_eq!(
         (
@@ -323,17 +315,59 @@ fn progress_reaches_the_total_and_can_end_the_work() {
     let (sim, log) = history(LONG);
     let storage: Arc<dyn Storage> = sim.storage();
     let mut seen = Vec::new();
-    let options = VerifyOptions {
-        deep: false,
-        sealed_only: true,
-    };
-    verify_database(&storage, &log.manifest, &[0], options, &mut |progress| {
+    verify_database(&storage, &log.manifest, &[0], false, &mut |progress| {
         assert!(progress.bytes_done <= progress.bytes_total);
         seen.push(progress.bytes_done);
         ControlFlow::Continue(())
     });
     assert!(seen.is_sorted() && seen.len() >= 2, "{seen:?}");
     let mut stop = |_: VerifyProgress<'_>| ControlFlow::Break(());
-    let report = verify_database(&storage, &log.manifest, &[], options, &mut stop);
+    let report = verify_database(&storage, &log.manifest, &[], false, &mut stop);
     assert!(report.interrupted && report.findings.is_empty());
+}
+
+#[test]
+fn what_is_trimmed_while_it_is_verified_is_no_finding() {
+    // Trimmed before it is read, while it is, and after that.
+    for (at_start, reads) in [(true, 0), (false, 1), (false, 2)] {
+        let (sim, log) = history(LONG);
+        let storage: Arc<dyn Storage> = sim.storage();
+        let (seen, first) = (std::cell::Cell::new(0), std::cell::Cell::new(1));
+        let remove = |segment: u32| {
+            first.set(segment + 1);
+            sim.remove_file(&segment_path(0, segment)).unwrap();
+            sim.remove_file(&segment_index_path(0, segment)).unwrap();
+        };
+        let first_segment = |_: u32| {
+            if at_start && first.get() == 1 {
+                remove(1);
+            }
+            first.get()
+        };
+        let mut progress = |_: VerifyProgress<'_>| {
+            seen.set(seen.get() + 1);
+            if seen.get() == reads {
+                remove(1);
+            }
+            ControlFlow::Continue(())
+        };
+        let report = verify_open_database(
+            &storage,
+            &log.manifest,
+            &[],
+            true,
+            &first_segment,
+            &mut progress,
+        );
+        assert_eq!(first.get(), 2);
+        assert_eq!(report.findings, [], "{at_start} {reads}");
+        assert_eq!((report.chains[0].0, report.chains[0].1), (0, 2));
+    }
+    // Missing without a trim is one.
+    let (sim, log) = history(LONG);
+    let storage: Arc<dyn Storage> = sim.storage();
+    sim.remove_file(&segment_path(0, 2)).unwrap();
+    let mut go_on = |_: VerifyProgress<'_>| ControlFlow::Continue(());
+    let report = verify_open_database(&storage, &log.manifest, &[], true, &|_| 1, &mut go_on);
+    assert_eq!(report.severity(), Some(Severity::Error));
 }

@@ -1,5 +1,7 @@
 //! What happened in the simulated world, as a hash and, if wanted, as text.
 
+use xxhash_rust::xxh3::xxh3_64;
+
 /// A running hash of all operations.
 #[derive(Debug, Default)]
 pub(super) struct Trace {
@@ -14,10 +16,9 @@ impl Trace {
             self.mix(*word);
         }
         self.mix(data.len() as u64);
-        for piece in data.chunks(8) {
-            let mut word = [0; 8];
-            word[..piece.len()].copy_from_slice(piece);
-            self.mix(u64::from_le_bytes(word));
+        if !data.is_empty() {
+            // Word by word in here, this was half of the simulator's time.
+            self.mix(xxh3_64(data));
         }
         if let Some(lines) = &mut self.text {
             let line = text();

@@ -8,7 +8,7 @@ use serde::Serialize;
 use truthdb_api::v1;
 use truthdb_api::v1::verify_response::Message;
 use truthdb_io::Storage;
-use truthdb_log::{Finding, Manifest, Severity, VerifyOptions, VerifyReport, verify_database};
+use truthdb_log::{Finding, Manifest, Severity, VerifyReport, verify_database};
 
 use super::connect::{self, GrpcArgs, block_on, call_failure};
 use super::offline::Offline;
@@ -167,16 +167,12 @@ pub(crate) fn verify_storage(
 ) -> Verdict {
     let bar = output::byte_bar(0, quiet);
     bar.set_message("verifying");
-    let options = VerifyOptions {
-        deep,
-        sealed_only: false,
-    };
     let mut progress = |at: truthdb_log::VerifyProgress<'_>| {
         bar.set_length(at.bytes_total);
         bar.set_position(at.bytes_done);
         ControlFlow::Continue(())
     };
-    let report = verify_database(storage, manifest, partitions, options, &mut progress);
+    let report = verify_database(storage, manifest, partitions, deep, &mut progress);
     bar.finish_and_clear();
     Verdict::from(&report)
 }
