@@ -435,9 +435,11 @@ pub(crate) fn stream_slice(
             (from + 1).saturating_sub(max as u64)
         }
     };
+    // A page backward that ends where a part begins must know whether there is an older one: it says what comes next.
+    let is_enough = |first: u64| first < lowest_wanted || first == lowest_wanted && forward;
     while parts
         .last()
-        .is_some_and(|part| part.2.first_revision > lowest_wanted)
+        .is_some_and(|part| part.2.first_revision > 0 && !is_enough(part.2.first_revision))
     {
         match extents.next()? {
             Some(part) => parts.push(part),
@@ -447,7 +449,7 @@ pub(crate) fn stream_slice(
     // All of the stream's revisions below the oldest part found were trimmed, unless the search
     // stopped before.
     let oldest = parts.last().map_or(0, |part| part.2.first_revision);
-    let first_revision = if oldest > lowest_wanted { oldest } else { 0 };
+    let first_revision = if is_enough(oldest) { 0 } else { oldest };
     let mut slice = StreamSlice {
         sequences: Vec::new(),
         from_revision: 0,

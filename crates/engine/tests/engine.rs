@@ -405,6 +405,69 @@ fn store(session: &BackupSession, dir: &Path) {
     }
 }
 
+#[test]
+fn a_page_backward_that_ends_where_the_history_was_trimmed_says_so() {
+    let dir = temp();
+    create(dir.path(), 1);
+    let engine = open(dir.path());
+    let payload = vec![7u8; 400_000];
+    let mut filler = 1000;
+    // Two events of the stream in each of the first three segments, the last of them with its end behind them.
+    for revision in 0..6 {
+        append(&engine, encoded(vec![event("s", revision, b"")])).unwrap();
+        while revision % 2 == 1
+            && u64::from(engine.status().partitions[0].active_segment) < revision / 2 + 2
+        {
+            match append(&engine, encoded(vec![event("filler", filler, &payload)])) {
+                Ok(_) => filler += 1,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+        }
+    }
+    let backward = |events_max| {
+        let request = StreamReadRequest {
+            stream: "s".to_owned(),
+            partition: None,
+            from: RevisionFrom::Start,
+            direction: Direction::Backward,
+            events_max,
+            bytes_max: 1 << 20,
+        };
+        let page = engine.read_stream(&request).unwrap();
+        let revisions: Vec<u64> = page.events().iter().map(|e| e.revision).collect();
+        (revisions, page.next)
+    };
+    assert_eq!(backward(4), (vec![5, 4, 3, 2], Some(1)));
+    let kept = engine.status().partitions[0].active_segment;
+    assert_eq!(kept, 4);
+    // The second segment is the oldest one that stays.
+    loop {
+        let of_second = {
+            let request = StreamReadRequest {
+                stream: "s".to_owned(),
+                partition: None,
+                from: RevisionFrom::Revision(2),
+                direction: Direction::Forward,
+                events_max: 1,
+                bytes_max: 1 << 20,
+            };
+            engine.read_stream(&request).unwrap().events()[0].sequence
+        };
+        let plan = engine.trim_plan(0, TrimTo::Sequence(of_second)).unwrap();
+        if !plan.segments.is_empty() {
+            engine.trim(&plan).unwrap();
+            break;
+        }
+        // It is sealed at the pace of the maintenance.
+        std::thread::yield_now();
+    }
+    assert_eq!(backward(3), (vec![5, 4, 3], Some(2)));
+    assert_eq!(backward(4), (vec![5, 4, 3, 2], None));
+    assert_eq!(backward(5), (vec![5, 4, 3, 2], None));
+    assert_eq!(stream_page(&engine, "s", Direction::Backward), [5, 4, 3, 2]);
+    engine.shutdown();
+}
+
 /// The runs of a backup cover every segment before its first, and those of several none that is not sealed in it.
 fn check_heads_of(session: &BackupSession) {
     for partition in session.partitions() {

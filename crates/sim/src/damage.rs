@@ -1,9 +1,12 @@
 //! Damage that the disk does not report, once in a run: what it may cost, and what never.
 
+use std::sync::Arc;
+
 use truthdb_io::BLOCK_BYTES;
 use truthdb_io::sim::{SimFault, SimOp};
 
 use crate::sim::{Sim, Violation};
+use crate::work;
 
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,21 +76,72 @@ impl Sim {
                     .fail_nth(Some(SimOp::Write), passes, SimFault::Misdirected);
                 Some(DamageKind::Misdirected)
             }
-            2 => {
-                // A power cut, then a disk that loses what recovery writes.
+            2 | 3 => {
+                // A torn end of the log, then a disk that loses what recovery writes.
                 self.damage = Some(Damage {
                     kind: DamageKind::Lost,
                 });
-                self.world.crash();
+                self.note(|| "  a torn end, and a disk that lies after it".to_owned());
+                self.tear_end()?;
                 self.lying = true;
                 return Ok(());
             }
-            3 => self.make_unreadable(),
+            4 => self.make_unreadable(),
             _ => self.rot(),
         };
         self.damage = kind.map(|kind| Damage { kind });
         self.note_damage();
         Ok(())
+    }
+
+    /// Brings several groups under way; then power fails, or the disk loses the first of them and the process dies.
+    fn tear_end(&mut self) -> Result<(), Violation> {
+        let is_lost = self.prng.coin();
+        if is_lost {
+            self.lose_writes(1);
+        }
+        for round in 0..3 {
+            for _ in 0..2 {
+                let batch = work::batch(&mut self.prng, &self.profile, &self.models);
+                self.submit(Arc::new(batch))?;
+            }
+            if round == 0 {
+                let pending = self.sides.iter().flat_map(|side| &side.pending);
+                let open = pending.filter(|pending| pending.result.is_none());
+                self.torn = open.map(|pending| Arc::clone(&pending.batch)).collect();
+            }
+            for partition in 0..self.sides.len() {
+                self.step(partition);
+            }
+        }
+        if is_lost {
+            self.kill();
+        } else {
+            self.world.crash();
+        }
+        Ok(())
+    }
+
+    /// After a recovery that could not cut: the clients send again what they had sent first, so that a group like the
+    /// torn one takes its place, and power fails before another one follows. What lies behind it fits in all but the
+    /// checksum of its predecessor, and is from another life of the log.
+    pub(crate) fn append_and_lose_power(&mut self) -> Result<(), Violation> {
+        for batch in std::mem::take(&mut self.torn) {
+            self.submit(batch)?;
+        }
+        for _ in 0..6 {
+            for partition in 0..self.sides.len() {
+                self.step(partition);
+                self.wait(partition);
+            }
+            self.take_answers()?;
+            if self.sides.iter().all(|side| side.pending.is_empty()) {
+                break;
+            }
+        }
+        self.note(|| "  power fails again".to_owned());
+        self.world.crash();
+        self.reopen()
     }
 
     fn note_damage(&mut self) {

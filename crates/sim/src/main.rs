@@ -18,7 +18,7 @@ truthdb-sim run --seed N [--trace]              one seed; the trace goes to stan
 truthdb-sim state --seed N                      one seed of a world with modules
 truthdb-sim state --count N [--start S]         many of them; stops at the first failure
 truthdb-sim seeds --start S --count N [--jobs J]  many seeds; stops at the first failure
-truthdb-sim canaries                            plants bugs and looks how soon they are found
+truthdb-sim canaries [NAME ...] [--count N]     plants bugs and looks how soon they are found
 truthdb-sim crash-loop [--kills N] [--seed S] [--seconds T] [--dir D]
                                                 kill -9 of real processes under load
 ";
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         "run" => run(&arguments),
         "seeds" => seeds(&arguments),
         "state" => state(&arguments),
-        "canaries" => canaries(),
+        "canaries" => canaries(&arguments),
         "crash-loop" => crashes(&arguments),
         "crash-child" => child(&arguments),
         _ => {
@@ -141,46 +141,46 @@ fn state(arguments: &Arguments) -> Result<(), Error> {
 }
 
 #[cfg(feature = "canaries")]
-fn canaries() -> Result<(), Error> {
+fn canaries(arguments: &Arguments) -> Result<(), Error> {
+    use truthdb_sim::canaries::{BUDGETS, STATE_BUDGETS, hunt, hunt_state};
+    let wanted = |name: &str| {
+        let values = &arguments.values;
+        values.is_empty() || values.iter().any(|value| value == name)
+    };
     let mut missed = Vec::new();
-    let mut missed_in_state = Vec::new();
-    for (canary, budget) in truthdb_sim::canaries::STATE_BUDGETS {
-        let name = canary.name();
-        match truthdb_sim::canaries::hunt_state(canary, budget) {
-            Some(found) => println!(
-                "{name}: found by seed {} of {budget}: {}",
-                found.seed,
-                found.violation.0.lines().next().unwrap_or_default()
-            ),
-            None => {
-                println!("{name}: not found by {budget} seeds");
-                missed_in_state.push(name);
-            }
+    let mut tell = |name: String, budget: u64, found: Option<truthdb_sim::seeds::Failure>| {
+        if let Some(found) = found {
+            let violation = found.violation.0.lines().next().unwrap_or_default();
+            println!(
+                "{name}: found by seed {} of {budget}: {violation}",
+                found.seed
+            );
+        } else {
+            println!("{name}: not found by {budget} seeds");
+            missed.push(name);
+        }
+    };
+    for (canary, budget) in STATE_BUDGETS {
+        if wanted(&canary.name()) {
+            let budget = arguments.count.unwrap_or(budget);
+            tell(canary.name(), budget, hunt_state(canary, budget));
         }
     }
-    for (canary, budget) in truthdb_sim::canaries::BUDGETS {
-        match truthdb_sim::canaries::hunt(canary, budget) {
-            Some(found) => println!(
-                "{canary:?}: found by seed {} of {budget}: {}",
-                found.seed, found.violation.0
-            ),
-            None => {
-                println!("{canary:?}: not found by {budget} seeds");
-                if !truthdb_sim::canaries::RARE.contains(&canary) {
-                    missed.push(canary);
-                }
-            }
+    for (canary, budget) in BUDGETS {
+        let name = format!("{canary:?}");
+        if wanted(&name) {
+            let budget = arguments.count.unwrap_or(budget);
+            tell(name, budget, hunt(canary, budget));
         }
     }
-    if missed.is_empty() && missed_in_state.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("not found: {missed:?} {missed_in_state:?}").into())
+    if missed.is_empty() {
+        return Ok(());
     }
+    Err(format!("not found: {}", missed.join(", ")).into())
 }
 
 #[cfg(not(feature = "canaries"))]
-fn canaries() -> Result<(), Error> {
+fn canaries(_arguments: &Arguments) -> Result<(), Error> {
     Err("this build has no canaries: build with --features canaries".into())
 }
 

@@ -51,13 +51,16 @@ impl Sim {
             }
             let lying = std::mem::take(&mut self.lying);
             if lying {
-                let count = 1 + self.draw(3);
+                let count = 2 + self.draw(2);
                 self.lose_writes(count);
             }
             match self.open_once(attempt, lying)? {
                 Opening::Done => {
                     let faults = self.profile.faults.clone();
                     self.world.set_faults(faults);
+                    if lying && !self.lost {
+                        return self.append_and_lose_power();
+                    }
                     return Ok(());
                 }
                 Opening::Again => self.live = None,

@@ -116,6 +116,8 @@ pub struct Sim {
     pub(crate) crash_planned: bool,
     /// The disk loses what the next recovery writes.
     pub(crate) lying: bool,
+    /// What was under way when the end of the log was torn for it.
+    pub(crate) torn: Vec<Arc<Batch>>,
     /// Damage that nothing can open: the run ends here.
     pub(crate) lost: bool,
     /// The damage of this run was taken back.
@@ -165,6 +167,7 @@ impl Sim {
             killed: false,
             crash_planned: false,
             lying: false,
+            torn: Vec::new(),
             lost: false,
             mended: false,
             past: Vec::new(),
@@ -287,7 +290,7 @@ impl Sim {
     }
 
     /// Hands a batch to the engine.
-    fn submit(&mut self, batch: Arc<Batch>) -> Result<(), Violation> {
+    pub(crate) fn submit(&mut self, batch: Arc<Batch>) -> Result<(), Violation> {
         let Some(live) = &self.live else {
             return Ok(());
         };
@@ -466,7 +469,7 @@ impl Sim {
         self.killed = !self.crash_planned;
     }
 
-    fn take_answers(&mut self) -> Result<(), Violation> {
+    pub(crate) fn take_answers(&mut self) -> Result<(), Violation> {
         for (tag, result) in self.inbox.take() {
             let mark = match &result {
                 Ok(appended) => appended.first_sequence,
@@ -625,7 +628,8 @@ impl Sim {
             }
         }
         for (side, model) in self.sides.iter_mut().zip(&self.models) {
-            if !stopped && self.profile.config.durability != Durability::Os {
+            // A fenced partition flushes nothing: what it had before may have gone with the power.
+            if !stopped && !side.fenced && self.profile.config.durability != Durability::Os {
                 side.durable = model.last();
             }
         }
