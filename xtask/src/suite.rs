@@ -25,9 +25,9 @@ struct Step {
 }
 
 /// Seeds of the simulator, from 1 on.
-const SIM_SEEDS: u64 = 500;
+const SIM_SEEDS: u64 = 2000;
 /// Processes killed under load.
-const CRASH_KILLS: u64 = 20;
+const CRASH_KILLS: u64 = 50;
 
 /// Steps that run only when `--only` names them: they build kernels, boot virtual machines, build everything with two
 /// libcs, and compile large interpreters.
