@@ -436,6 +436,13 @@ impl Compute {
         self.submit(partition, Order::Resume { module, reason })
     }
 
+    /// As [`Compute::halt`] in one partition, without waiting.
+    #[doc(hidden)]
+    pub fn submit_halt(&self, module: &str, partition: u32) -> Arc<Reply> {
+        let (module, reason) = (module.to_owned(), String::new());
+        self.submit(partition, Order::Halt { module, reason })
+    }
+
     /// As [`Compute::snapshot_now`] in one partition, without waiting.
     #[doc(hidden)]
     pub fn submit_snapshot(&self, partition: u32) -> Arc<Reply> {

@@ -102,6 +102,9 @@ impl Fold {
             Ok(_) if fold.catalogue.validators().next().is_none() => {
                 fold.gate.step(&fold.catalogue, fold.controlled, &[]);
             }
+            Ok(_) if !(config.compute || config.query) => fold.gate.explain(
+                "this node does not run the role compute; append where it is run, or add it here",
+            ),
             Ok(_) => {}
             Err(error) => fold.set_problem(Some(crate::error::chain(&error))),
         }

@@ -19,7 +19,8 @@ use truthdb_engine::{AppendError, AppendGate, Engine, GateBatch, GateVerdict};
 use truthdb_log::StoredBatch;
 use truthdb_module::{EventColumns, InstanceContext, ModuleKind, Verdict, module_seed};
 
-use crate::catalogue::{Catalogue, EPOCH_EVENTS, Generation, is_control};
+use crate::answer::FoldState;
+use crate::catalogue::{Catalogue, EPOCH_EVENTS, Generation, Step, is_control};
 use crate::control::{Fact, SNAPSHOT_STREAM, decode_control};
 use crate::guest::{Guest, Program};
 use crate::line::Line;
@@ -49,7 +50,9 @@ struct Validator {
 struct State {
     /// Sequence that the writer's next event gets; 0 before it has taken the gate.
     next_sequence: u64,
-    /// Control events up to here decide who validates; beyond, nobody may.
+    /// Nobody has said yet who decides.
+    starting: bool,
+    /// The newest control event that may change who decides, or by what state.
     closed_by: u64,
     /// The control events up to here are taken into account.
     opened_through: u64,
@@ -94,7 +97,12 @@ fn owners(generation: &Generation) -> impl Iterator<Item = &str> {
 
 impl State {
     fn is_closed(&self) -> bool {
-        self.closed_by > self.opened_through
+        self.starting || self.closed_by > self.opened_through
+    }
+
+    /// Whether somebody decides, or is to: any change of modules then matters.
+    fn is_used(&self) -> bool {
+        self.is_closed() || !self.validators.is_empty()
     }
 
     fn close(&mut self, sequence: u64, reason: &str) {
@@ -104,8 +112,17 @@ impl State {
     }
 
     fn record(&mut self, batch: StoredBatch) {
+        if self.is_closed() && self.ahead_bytes > AHEAD_BYTES {
+            // Nobody folds them while it is closed: who opens it waits for the fold to pass them.
+            self.forget_ahead();
+        }
         self.ahead_bytes += batch.body_bytes();
         self.ahead.push_back(batch);
+    }
+
+    fn forget_ahead(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
     }
 
     /// Folds ahead what was encoded.
@@ -233,12 +250,10 @@ impl Gate {
             };
             let concerns = match &control.fact {
                 Fact::Activated { module_kind, .. } => {
-                    !state.validators.is_empty() || module_kind == ModuleKind::Validator.name()
+                    state.is_used() || module_kind == ModuleKind::Validator.name()
                 }
-                Fact::Published { .. } | Fact::StateCheckpoint { .. } | Fact::Halted { .. } => {
-                    false
-                }
-                _ => !state.validators.is_empty(),
+                Fact::Published { .. } | Fact::StateCheckpoint { .. } => false,
+                _ => state.is_used(),
             };
             if concerns {
                 state.close(stored.sequence, "a decision about modules is taken up");
@@ -288,7 +303,9 @@ impl Validator {
         };
         let mut tables = Box::new(ReadTables::default());
         for (module, index) in &self.tables {
-            let runner = runners.get_mut(module)?;
+            let Some(runner) = runners.get_mut(module) else {
+                return Some(failed(format!("the state of {module} is not there")));
+            };
             tables.tables.push((runner.view(), *index));
         }
         let (_, verdicts) = guest.validate(tables, columns);
@@ -296,6 +313,12 @@ impl Validator {
             Ok(verdicts) => verdicts,
             Err(halt) => return Some(failed(halt.to_string())),
         };
+        if verdicts.len() != events {
+            return Some(failed(format!(
+                "it gave {} verdicts on {events} events",
+                verdicts.len()
+            )));
+        }
         self.guest = Some((epoch, guest));
         for (index, verdict) in verdicts.into_iter().enumerate() {
             if let Verdict::Reject(rejection) = verdict {
@@ -326,7 +349,7 @@ impl GateLink {
             database_id: engine.database_id(),
             armed: AtomicBool::new(true),
             state: Mutex::new(State {
-                closed_by: u64::MAX,
+                starting: true,
                 reason: "the modules of the partition are being read".to_owned(),
                 ..State::default()
             }),
@@ -344,28 +367,28 @@ impl GateLink {
         }
     }
 
+    /// Says why the gate stays closed where nobody will open it.
+    pub(crate) fn explain(&self, reason: &str) {
+        reason.clone_into(&mut self.shared.state.lock().reason);
+    }
+
     /// Brings who decides in line with the catalogue, which holds everything up to `controlled`.
     pub(crate) fn step(&mut self, catalogue: &Catalogue, controlled: u64, lines: &[Line]) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.state.lock();
-        let first = state.closed_by == u64::MAX;
-        if !first && (!state.is_closed() || controlled < state.closed_by) {
+        if !state.is_closed() || controlled < state.closed_by {
             return false;
         }
         let wanted: Vec<(String, Generation)> = catalogue
             .validators()
             .map(|(name, generation)| (name.to_owned(), generation.clone()))
             .collect();
-        if first {
-            // Whatever is encoded before the state is there was refused or is the database's own.
-            state.closed_by = controlled.max(1);
-        }
         if wanted.is_empty() {
             state.validators.clear();
             state.runners.clear();
-            state.ahead.clear();
-            state.ahead_bytes = 0;
+            state.forget_ahead();
             state.recording = false;
+            state.starting = false;
             state.opened_through = state.closed_by;
             self.shared.armed.store(false, Ordering::Release);
             return true;
@@ -376,6 +399,7 @@ impl GateLink {
         }
         match self.serve(&mut state, catalogue, &wanted, lines) {
             Ok(()) => {
+                state.starting = false;
                 state.opened_through = state.closed_by;
                 self.shared.armed.store(true, Ordering::Release);
                 true
@@ -398,14 +422,7 @@ impl GateLink {
         let mut validators = BTreeMap::new();
         let mut runners = BTreeMap::new();
         for (name, generation) in wanted {
-            let program = match self
-                .programs
-                .get(self.shared.partition, &step_of(generation))
-            {
-                Found::Ready(program) => program,
-                Found::Loading => return Err(format!("the code of {name} is being made ready")),
-                Found::Failed(reason) => return Err(reason.to_string()),
-            };
+            let program = self.program(name, &step_of(generation))?;
             for owner in owners(generation) {
                 if !runners.contains_key(owner) {
                     let runner = self.runner(state, catalogue, owner, lines)?;
@@ -446,10 +463,18 @@ impl GateLink {
         state.validators = validators;
         state.runners = runners;
         if state.runners.is_empty() {
-            state.ahead.clear();
-            state.ahead_bytes = 0;
+            state.forget_ahead();
         }
         Ok(())
+    }
+
+    /// The code that a step runs, if it is ready.
+    fn program(&self, name: &str, step: &Step) -> Result<Arc<dyn Program>, String> {
+        match self.programs.get(self.shared.partition, step) {
+            Found::Ready(program) => Ok(program),
+            Found::Loading => Err(format!("the code of {name} is being made ready")),
+            Found::Failed(reason) => Err(reason.to_string()),
+        }
     }
 
     /// A runner of a module's current tables that has applied everything before what is recorded.
@@ -472,6 +497,11 @@ impl GateLink {
             .iter()
             .find(|line| line.spec().module == module && line.spec().line == number)
             .ok_or_else(|| format!("the state of {module} is being made"))?;
+        if let (Some((sequence, _)), _) | (None, FoldState::Halted { sequence, .. }) =
+            (&line.halt, &line.state)
+        {
+            return Err(format!("module {module} is halted at event {sequence}"));
+        }
         // What is encoded from here on is recorded.
         let recorded = state
             .ahead
@@ -483,6 +513,10 @@ impl GateLink {
                 line.runner.applied,
                 recorded - 1
             ));
+        }
+        // Who opens it and has no code for the next event would close it again at once.
+        for step in &spec.steps[spec.step_at(line.runner.applied)..] {
+            self.program(module, step)?;
         }
         // The guest's memory must be what the fold's guest has: it is run from where that began.
         let source = Source::Background(Arc::clone(&self.programs));
@@ -509,5 +543,32 @@ impl GateLink {
             runner.apply(&batch).map_err(|stop| stop.to_string())?;
         }
         Ok(runner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded_while_nobody_folds_it_is_bounded() {
+        let batch = |first_sequence| StoredBatch {
+            first_sequence,
+            timestamp_ns: 1,
+            event_count: 1,
+            body: vec![0; AHEAD_BYTES / 3].into(),
+        };
+        let mut state = State {
+            starting: true,
+            ..State::default()
+        };
+        for sequence in 1..100 {
+            state.record(batch(sequence));
+            let bytes: usize = state.ahead.iter().map(StoredBatch::body_bytes).sum();
+            assert_eq!(state.ahead_bytes, bytes);
+            assert!(bytes <= AHEAD_BYTES + AHEAD_BYTES / 3, "{bytes}");
+            let last = state.ahead.back().map(|batch| batch.first_sequence);
+            assert_eq!(last, Some(sequence), "nothing is missing at the end");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod support;
 use support::Machine;
 use truthdb_compute::*;
 use truthdb_engine::AppendError;
+use truthdb_module::{Limits, WasiProfile};
 
 fn order(machine: &mut Machine, count: u64) {
     for n in 0..count {
@@ -230,6 +231,81 @@ fn a_validator_decides_with_the_state_of_the_event_before() {
     let reply = machine.compute().submit_remove("guard");
     machine.wait(&reply);
     machine.append(&[("flight-9", "arrive", b"early")]);
+}
+
+#[test]
+fn an_upgrade_while_a_validator_waits_for_its_state_is_not_missed() {
+    let mut machine = Machine::new(1);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    let (cap, twice) = (machine.publish(b"cap"), machine.publish(b"tally-twice"));
+    // So much more than the fold applies in a step that it is behind when the validator comes.
+    for n in 0..1500_u32 {
+        let payload = n.to_string();
+        machine
+            .queue(&[("s1", "order", payload.as_bytes())])
+            .unwrap();
+    }
+    machine.commit();
+    let committed = machine.outcomes().len();
+    assert_eq!(committed, 1500);
+    let (rebuild, go_on) = (ActivationMode::Rebuild, ActivationMode::Continue);
+    for (hash, mode) in [(cap, rebuild), (twice, go_on)] {
+        machine.compute().submit_activate(ActivateRequest {
+            hash,
+            mode,
+            limits: Limits::default(),
+            wasi: WasiProfile::None,
+        });
+    }
+    // The validator's activation is committed and read; the upgrade is encoded, but not committed
+    // while the fold catches up with all that is.
+    machine.step_folds();
+    machine.commit();
+    machine.step_folds();
+    machine.step_folds();
+    machine.step_writers();
+    for _ in 0..50 {
+        machine.step_folds();
+    }
+    machine.settle();
+    let status = machine.compute().module("tally").unwrap();
+    assert!(
+        status
+            .generations
+            .iter()
+            .any(|g| g.current && g.generation == 2)
+    );
+    // One for each order by the old code, two by the new one.
+    for _ in 0..250 {
+        machine.append(&[("s1", "order", b"x")]);
+    }
+    let refused = machine.try_append(&[("s1", "order", b"x")]).unwrap_err();
+    assert!(
+        matches!(refused, AppendError::Rejected { code: 8, .. }),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_validator_does_not_decide_beyond_a_module_that_is_halted() {
+    let mut machine = Machine::new(1);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    machine.activate(b"guard", ActivationMode::Rebuild);
+    machine.append(&[("s1", "depart", b"departed")]);
+    let reply = machine.compute().submit_halt("tally", 0);
+    machine.wait(&reply);
+    for _ in 0..2 {
+        let refused = machine.try_append(&[("s1", "arrive", b"x")]).unwrap_err();
+        assert!(
+            matches!(&refused, AppendError::ValidatorNotReady { reason, .. }
+                if reason.contains("tally is halted")),
+            "{refused:?}"
+        );
+        machine.restart();
+    }
+    let reply = machine.compute().submit_resume("tally", 0);
+    machine.wait(&reply);
+    machine.append(&[("s1", "arrive", b"x")]);
 }
 
 #[test]

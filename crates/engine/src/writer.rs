@@ -247,11 +247,12 @@ impl PartitionWriter {
         }
         self.completions = completions;
         self.acknowledge();
-        self.take_gate();
         loop {
             if self.waiting.is_empty() {
                 self.shared.queue.take_all(&mut self.waiting);
             }
+            // After the queue: what was submitted once there was a gate must not pass without it.
+            self.take_gate();
             if self.stopped {
                 self.refuse_waiting();
                 break;

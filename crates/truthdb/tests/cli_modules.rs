@@ -10,8 +10,8 @@ mod cli_support;
 mod modules_support;
 mod server_support;
 
-use cli_support::{cli, cli_at};
-use modules_support::append;
+use cli_support::cli;
+use modules_support::{append, cli_patient};
 use serde_json::json;
 use server_support::Server;
 use truthdb_guests::{Guest, wasm};
@@ -62,17 +62,17 @@ fn a_module_lives_and_is_asked_and_its_state_is_replayed_without_the_server() {
     let server = Server::start(&dir, "", &["--partitions", "2"]);
     let balance = file(&dir, "balance.wasm", &wasm(Guest::Balance));
     let richest = file(&dir, "richest.wasm", &wasm(Guest::Richest));
-    let published = cli_at(&server, &["--json", "module", "publish", &balance])
+    let published = cli_patient(&server, &["--json", "module", "publish", &balance])
         .ok()
         .json();
     assert_eq!(published["module"], "balance");
     let hash = published["hash"].as_str().unwrap();
     let activate = ["--json", "module", "activate", &hash[..16], "--wait"];
-    assert_eq!(cli_at(&server, &activate).ok().json()["generation"], 1);
-    cli_at(&server, &["module", "upgrade", &richest, "--wait"]).ok();
-    let told = cli_at(&server, &["module", "activate", "0000"]).fails(10);
+    assert_eq!(cli_patient(&server, &activate).ok().json()["generation"], 1);
+    cli_patient(&server, &["module", "upgrade", &richest, "--wait"]).ok();
+    let told = cli_patient(&server, &["module", "activate", "0000"]).fails(10);
     assert!(told.contains("NOT_FOUND"), "{told}");
-    let told = cli_at(
+    let told = cli_patient(
         &server,
         &["module", "activate", hash, "--limit", "memory=1"],
     )
@@ -83,18 +83,18 @@ fn a_module_lives_and_is_asked_and_its_state_is_replayed_without_the_server() {
     let last = append(&server, "account-1", "withdraw", "30");
     let get = ["--json", "query", "get", "balance", "accounts", "account-1"];
     let now = [&get[..], &["--min-sequence", &last]].concat();
-    let now = cli_at(&server, &now).ok().json();
+    let now = cli_patient(&server, &now).ok().json();
     assert_eq!(modules_support::balance(&now["rows"][0]), 70);
     let then = [&get[..], &["--at", &first]].concat();
-    let then = cli_at(&server, &then).ok().json();
+    let then = cli_patient(&server, &then).ok().json();
     assert_eq!(modules_support::balance(&then["rows"][0]), 100);
-    let shown = cli_at(
+    let shown = cli_patient(
         &server,
         &["query", "get", "balance", "accounts", "account-1"],
     )
     .ok();
     assert!(shown.stdout.contains("token: 0:"), "{}", shown.stdout);
-    let none = cli_at(&server, &["query", "get", "balance", "accounts", "nobody"]).ok();
+    let none = cli_patient(&server, &["query", "get", "balance", "accounts", "nobody"]).ok();
     assert!(none.stdout.contains("no such key"), "{}", none.stdout);
     let scan = [
         "--json",
@@ -105,49 +105,56 @@ fn a_module_lives_and_is_asked_and_its_state_is_replayed_without_the_server() {
         "--prefix",
         "raw:account-",
     ];
-    let rows = cli_at(&server, &scan).ok().json_lines();
+    let rows = cli_patient(&server, &scan).ok().json_lines();
     assert_eq!(rows[0]["key_text"], "account-1", "{rows:?}");
     assert!(rows.last().unwrap()["token"].is_string());
-    let top = cli_at(&server, &["--json", "query", "run", "richest", "3"])
+    let top = cli_patient(&server, &["--json", "query", "run", "richest", "3"])
         .ok()
         .json();
     assert_eq!(top["rows"][0]["key_text"], "account-1");
-    let told = cli_at(&server, &["query", "run", "richest", "many"]).fails(10);
+    let told = cli_patient(&server, &["query", "run", "richest", "many"]).fails(10);
     assert!(told.contains("MODULE_FAILED"), "{told}");
-    cli_at(&server, &["query", "get", "balance", "accounts", "u8:300"]).fails(2);
-    cli_at(&server, &["query", "get", "balance", "nothing", "x"]).fails(10);
+    cli_patient(&server, &["query", "get", "balance", "accounts", "u8:300"]).fails(2);
+    cli_patient(&server, &["query", "get", "balance", "nothing", "x"]).fails(10);
 
-    let listed = cli_at(&server, &["module", "list"]).ok().stdout;
+    let listed = cli_patient(&server, &["module", "list"]).ok().stdout;
     assert!(
         listed.contains("balance") && listed.contains("live"),
         "{listed}"
     );
-    let status = cli_at(&server, &["module", "status", "balance"])
+    let status = cli_patient(&server, &["module", "status", "balance"])
         .ok()
         .stdout;
     assert!(status.contains(hash), "{status}");
-    assert!(cli_at(&server, &["status"]).ok().stdout.contains("richest"));
-    cli_at(
+    assert!(
+        cli_patient(&server, &["status"])
+            .ok()
+            .stdout
+            .contains("richest")
+    );
+    cli_patient(
         &server,
         &["module", "halt", "balance", "--reason", "to look"],
     )
     .ok();
-    cli_at(&server, &["module", "resume", "balance"]).ok();
-    cli_at(&server, &["module", "remove", "richest"]).fails(2);
-    cli_at(&server, &["module", "remove", "richest", "--yes"]).ok();
-    let taken = cli_at(&server, &["--json", "snapshot", "take"]).ok().json();
+    cli_patient(&server, &["module", "resume", "balance"]).ok();
+    cli_patient(&server, &["module", "remove", "richest"]).fails(2);
+    cli_patient(&server, &["module", "remove", "richest", "--yes"]).ok();
+    let taken = cli_patient(&server, &["--json", "snapshot", "take"])
+        .ok()
+        .json();
     assert!(taken["token"].as_str().unwrap().contains("1:"), "{taken}");
-    cli_at(&server, &["snapshot", "list"]).ok();
-    cli_at(
+    cli_patient(&server, &["snapshot", "list"]).ok();
+    cli_patient(
         &server,
         &["--json", "snapshot", "prune", "--keep-last", "1"],
     )
     .ok();
-    let verified = cli_at(&server, &["--json", "replay", "--verify"])
+    let verified = cli_patient(&server, &["--json", "replay", "--verify"])
         .ok()
         .json();
     assert_eq!(verified["true"], true, "{verified}");
-    let live = cli_at(&server, &get).ok().json();
+    let live = cli_patient(&server, &get).ok().json();
 
     let data = server.data.display().to_string();
     let offline = |arguments: &[&str]| cli(&[&["--data", &data], arguments].concat());

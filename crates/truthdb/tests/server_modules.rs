@@ -6,10 +6,11 @@
     reason = "what fails here fails the test"
 )]
 
+mod cli_support;
 mod modules_support;
 mod server_support;
 
-use modules_support::{append, balance, deploy, publish, try_append};
+use modules_support::{append, append_once, balance, deploy, get, post, publish, try_append};
 use serde_json::json;
 use server_support::Server;
 use truthdb_api::v1;
@@ -34,18 +35,18 @@ async fn a_module_is_published_activated_asked_and_removed_over_both_faces() {
     let second = append(&server, "account-1", "withdraw", "30");
     let path = "/v1/state/balance/accounts/row?key=account-1";
     // One's own write is seen by saying so; the question waits for it.
-    let now = server.get(&format!("{path}&min_sequence={second}")).json();
+    let now = get(&server, &format!("{path}&min_sequence={second}")).json();
     assert_eq!(balance(&now["rows"][0]), 70, "{now}");
     assert_eq!(now["rows"][0]["key_text"], "account-1");
     assert_eq!(now["stamps"].as_array().unwrap().len(), 2);
-    let then = server.get(&format!("{path}&at={first}")).json();
+    let then = get(&server, &format!("{path}&at={first}")).json();
     assert_eq!(balance(&then["rows"][0]), 100, "{then}");
     assert_eq!(then["token"], first);
     let time = then["stamps"][0]["timestamp"].as_str().unwrap();
-    let by_time = server.get(&format!("{path}&as_of={time}")).json();
+    let by_time = get(&server, &format!("{path}&as_of={time}")).json();
     assert_eq!(balance(&by_time["rows"][0]), 100, "{by_time}");
     append(&server, "account-1", "deposit", "1");
-    assert_eq!(server.get(&format!("{path}&at={first}")).json(), then);
+    assert_eq!(get(&server, &format!("{path}&at={first}")).json(), then);
 
     // The same over gRPC, with a page for each row.
     let url = format!("http://{}", server.http);
@@ -94,9 +95,7 @@ async fn a_module_is_published_activated_asked_and_removed_over_both_faces() {
     };
     let answer = state.query(ask.clone()).await.unwrap().into_inner();
     assert_eq!(&answer.rows[0].key[..], b"account-1");
-    let http = server
-        .post("/v1/query/richest", "{\"arguments_text\": \"1\"}")
-        .json();
+    let http = post(&server, "/v1/query/richest", "{\"arguments_text\": \"1\"}").json();
     assert_eq!(http["rows"][0]["key_text"], "account-1", "{http}");
     let wrong = v1::StateQueryRequest {
         arguments: b"many".to_vec().into(),
@@ -106,12 +105,12 @@ async fn a_module_is_published_activated_asked_and_removed_over_both_faces() {
     assert_eq!(error.code, truthdb_api::ErrorCode::ModuleFailed, "{error}");
     assert_eq!(error.context.module.as_deref(), Some("richest"));
 
-    let listed = server.get("/v1/modules").json();
+    let listed = get(&server, "/v1/modules").json();
     let names: Vec<_> = listed["modules"].as_array().unwrap().iter().collect();
     assert_eq!(names.len(), 2, "{listed}");
-    let status = server.get("/v1/status").json();
+    let status = get(&server, "/v1/status").json();
     assert_eq!(status["modules"][0]["module"], "balance", "{status}");
-    let metrics = server.get("/metrics").body;
+    let metrics = get(&server, "/metrics").body;
     assert!(
         metrics.contains("truthdb_module_rows{module=\"balance\""),
         "{metrics}"
@@ -122,18 +121,10 @@ async fn a_module_is_published_activated_asked_and_removed_over_both_faces() {
         module: "richest".into(),
     };
     modules.remove(remove).await.unwrap();
-    server
-        .post("/v1/query/richest", "{\"arguments_text\": \"1\"}")
-        .error(404, "NOT_FOUND");
-    server
-        .get("/v1/state/balance/nothing/row?key=x")
-        .error(404, "NOT_FOUND");
-    server
-        .get("/v1/state/nobody/accounts/row?key=x")
-        .error(404, "NOT_FOUND");
-    server
-        .get("/v1/state/balance/accounts/row?key=u8:300")
-        .error(400, "INVALID_ARGUMENT");
+    post(&server, "/v1/query/richest", "{\"arguments_text\": \"1\"}").error(404, "NOT_FOUND");
+    get(&server, "/v1/state/balance/nothing/row?key=x").error(404, "NOT_FOUND");
+    get(&server, "/v1/state/nobody/accounts/row?key=x").error(404, "NOT_FOUND");
+    get(&server, "/v1/state/balance/accounts/row?key=u8:300").error(400, "INVALID_ARGUMENT");
     server.stop_cleanly();
 }
 
@@ -153,8 +144,17 @@ fn a_validator_refuses_by_name_and_number_and_the_log_stays_as_it_is() {
     );
     assert_eq!(error["outcome"], "DID_NOT_HAPPEN");
     append(&server, "account-1", "withdraw", "10");
-    let head = server.get("/v1/streams/account-1/head").json();
+    let head = get(&server, "/v1/streams/account-1/head").json();
     assert_eq!(head["last_revision"], 1, "{head} {token}");
+    server.stop_cleanly();
+    // Who runs no modules lets nothing through that a validator would have to see.
+    let server = Server::start(&dir, "[node]\nroles = [\"ingest\"]\n", &[]);
+    let refused = append_once(&server, "account-1", "withdraw", "1").error(503, "NOT_YET");
+    let message = refused["message"].as_str().unwrap();
+    assert!(
+        message.contains("does not run the role compute"),
+        "{message}"
+    );
     server.stop_cleanly();
 }
 
@@ -179,25 +179,17 @@ fn what_is_no_module_is_refused_by_name_and_nothing_is_stored() {
     let hash = greedy.json()["hash"].clone();
     if greedy.status == 200 {
         let body = json!({"hash": hash}).to_string();
-        server
-            .post("/v1/modules/raw/activate", &body)
-            .error(422, "MODULE_REFUSED");
+        post(&server, "/v1/modules/raw/activate", &body).error(422, "MODULE_REFUSED");
     } else {
         greedy.error(422, "MODULE_REFUSED");
     }
     let (hash, _) = deploy(&server, &wasm(Guest::Tally), json!({}));
     let body = json!({"hash": hash, "limits": {"memory_bytes": 2_147_483_648_u64}}).to_string();
-    server
-        .post("/v1/modules/tally/activate", &body)
-        .error(400, "INVALID_ARGUMENT");
+    post(&server, "/v1/modules/tally/activate", &body).error(400, "INVALID_ARGUMENT");
     let body = json!({"hash": hash}).to_string();
-    server
-        .post("/v1/modules/balance/activate", &body)
-        .error(400, "INVALID_ARGUMENT");
-    server
-        .post("/v1/modules/tally/activate", "{\"hash\": \"00\"}")
-        .error(404, "NOT_FOUND");
-    let listed = server.get("/v1/modules").json();
+    post(&server, "/v1/modules/balance/activate", &body).error(400, "INVALID_ARGUMENT");
+    post(&server, "/v1/modules/tally/activate", "{\"hash\": \"00\"}").error(404, "NOT_FOUND");
+    let listed = get(&server, "/v1/modules").json();
     let names = listed["modules"].as_array().unwrap().iter();
     let active = names.filter(|one| !one["generations"].as_array().unwrap().is_empty());
     assert_eq!(active.count(), 1, "{listed}");
@@ -215,52 +207,53 @@ fn a_module_that_fails_is_halted_and_named_and_everything_else_goes_on() {
     deploy(&server, &wasm(Guest::Balance), json!({}));
     let good = append(&server, "hostile", "note", "a");
     let path = "/v1/state/hostile/notes/row?key=a";
-    let noted = server.get(&format!("{path}&min_sequence={good}")).json();
+    let noted = get(&server, &format!("{path}&min_sequence={good}")).json();
     assert_eq!(noted["rows"].as_array().unwrap().len(), 1, "{noted}");
     for (fault, part) in [("panic", ""), ("loop", "fuel"), ("error", "as asked")] {
         let bad = append(&server, "hostile", fault, "as asked");
         let sequence: u64 = bad.split_once(':').unwrap().1.parse().unwrap();
         // Whoever waits for it hears that it will not come.
-        let error = server
-            .get(&format!("{path}&min_sequence={bad}"))
-            .error(409, "MODULE_HALTED");
+        let error = get(&server, &format!("{path}&min_sequence={bad}")).error(409, "MODULE_HALTED");
         assert_eq!(error["module"], "hostile");
         assert_eq!(error["sequence"], sequence);
         assert!(error["message"].as_str().unwrap().contains(part), "{error}");
         // The state before it can still be asked for, and the other module goes on.
-        assert_eq!(server.get(path).status, 200);
+        assert_eq!(get(&server, path).status, 200);
         let other = append(&server, "account-1", "deposit", "1");
         let row = format!("/v1/state/balance/accounts/row?key=account-1&min_sequence={other}");
-        assert_eq!(server.get(&row).status, 200);
-        let status = server.get("/v1/modules/hostile").json();
+        assert_eq!(get(&server, &row).status, 200);
+        let status = get(&server, "/v1/modules/hostile").json();
         let generation = &status["generations"][0];
         assert_eq!(generation["state"], "halted", "{status}");
         assert_eq!(generation["halted_sequence"], sequence);
         let action = generation["action"].as_str().unwrap();
         assert!(action.contains("truthdb module skip hostile"), "{action}");
-        assert_eq!(server.get("/readyz").json()["modules_halted"], 1);
+        assert_eq!(get(&server, "/readyz").json()["modules_halted"], 1);
         let metric = "truthdb_module_halted{module=\"hostile\",partition=\"0\",generation=\"1\"} 1";
-        assert!(server.get("/metrics").body.contains(metric));
+        assert!(get(&server, "/metrics").body.contains(metric));
         // Resuming does not help: it stops again. Skipping does.
         let skip = json!({"partition": 0, "first_sequence": sequence, "last_sequence": sequence,
             "reason": "a test"});
-        let skipped = server.post("/v1/modules/hostile/skip", &skip.to_string());
+        let skipped = post(&server, "/v1/modules/hostile/skip", &skip.to_string());
         assert_eq!(skipped.status, 200, "{}", skipped.body);
         let after = append(&server, "hostile", "note", "a");
-        let row = server.get(&format!("{path}&min_sequence={after}"));
+        let row = get(&server, &format!("{path}&min_sequence={after}"));
         assert_eq!(row.status, 200, "{}", row.body);
     }
-    server
-        .post("/v1/modules/hostile/resume", "{}")
-        .error(400, "INVALID_ARGUMENT");
-    let halted = server.post("/v1/modules/hostile/halt", "{\"reason\": \"by hand\"}");
+    post(&server, "/v1/modules/hostile/resume", "{}").error(400, "INVALID_ARGUMENT");
+    let halted = post(
+        &server,
+        "/v1/modules/hostile/halt",
+        "{\"reason\": \"by hand\"}",
+    );
     assert_eq!(halted.status, 200, "{}", halted.body);
     let next = append(&server, "hostile", "note", "a");
-    server
-        .get(&format!("{path}&min_sequence={next}"))
-        .error(409, "MODULE_HALTED");
-    assert_eq!(server.post("/v1/modules/hostile/resume", "{}").status, 200);
-    let row = server.get(&format!("{path}&min_sequence={next}"));
+    get(&server, &format!("{path}&min_sequence={next}")).error(409, "MODULE_HALTED");
+    assert_eq!(
+        post(&server, "/v1/modules/hostile/resume", "{}").status,
+        200
+    );
+    let row = get(&server, &format!("{path}&min_sequence={next}"));
     assert_eq!(row.status, 200, "{}", row.body);
     server.stop_cleanly();
 }
@@ -274,16 +267,18 @@ async fn state_is_the_same_after_a_restart_and_is_verified_by_the_server() {
     for number in 0..200 {
         last = append(&server, &format!("account-{}", number % 7), "deposit", "3");
     }
-    let taken = server.post("/v1/snapshots", "{}").json();
+    let taken = post(&server, "/v1/snapshots", "{}").json();
     let token = taken["token"].as_str().unwrap();
     let path = format!("/v1/state/balance/accounts/rows?min_sequence={last}");
-    let before = server.get(&path).json();
+    let before = get(&server, &path).json();
     let stamp = before["stamps"][0].clone();
     server.stop_cleanly();
     let server = Server::start(&dir, ALL, &[]);
-    let after = server
-        .get(&format!("/v1/state/balance/accounts/rows?at={last}"))
-        .json();
+    let after = get(
+        &server,
+        &format!("/v1/state/balance/accounts/rows?at={last}"),
+    )
+    .json();
     assert_eq!(after["rows"], before["rows"], "{token}");
     assert_eq!(after["stamps"][0]["fingerprint"], stamp["fingerprint"]);
     let mut state = StateClient::connect(format!("http://{}", server.http))
@@ -317,7 +312,7 @@ fn each_role_alone_says_what_it_does_not_run() {
     let row = "/v1/state/balance/accounts/row?key=account-1";
 
     let server = Server::start(&dir, &roles("\"query\""), &[]);
-    let answer = server.get(&format!("{row}&min_sequence={last}")).json();
+    let answer = get(&server, &format!("{row}&min_sequence={last}")).json();
     assert_eq!(balance(&answer["rows"][0]), 5, "{answer}");
     let error = publish(&server, b"x").error(501, "ROLE_DISABLED");
     assert_eq!(error["role"], "compute");
@@ -326,20 +321,26 @@ fn each_role_alone_says_what_it_does_not_run() {
     let server = Server::start(&dir, &roles("\"compute\""), &[]);
     let error = publish(&server, b"x").error(501, "ROLE_DISABLED");
     assert_eq!(error["role"], "ingest");
-    assert_eq!(server.get(row).error(501, "ROLE_DISABLED")["role"], "query");
-    assert_eq!(server.get("/v1/modules/balance").status, 200);
+    assert_eq!(
+        get(&server, row).error(501, "ROLE_DISABLED")["role"],
+        "query"
+    );
+    assert_eq!(get(&server, "/v1/modules/balance").status, 200);
     server.stop_cleanly();
 
     let server = Server::start(&dir, &roles("\"replay\""), &[]);
-    assert_eq!(server.get(row).error(501, "ROLE_DISABLED")["role"], "query");
-    let error = server.get("/v1/modules").error(501, "ROLE_DISABLED");
+    assert_eq!(
+        get(&server, row).error(501, "ROLE_DISABLED")["role"],
+        "query"
+    );
+    let error = get(&server, "/v1/modules").error(501, "ROLE_DISABLED");
     assert_eq!(error["role"], "compute");
     server.stop_cleanly();
 
     let server = Server::start(&dir, &roles("\"ingest\""), &[]);
     append(&server, "account-1", "deposit", "5");
     assert_eq!(
-        server.get("/v1/modules").error(501, "ROLE_DISABLED")["role"],
+        get(&server, "/v1/modules").error(501, "ROLE_DISABLED")["role"],
         "compute"
     );
     server.stop_cleanly();

@@ -149,6 +149,65 @@ impl Machine {
         busy
     }
 
+    /// One step of each fold, while nothing is written or committed.
+    pub fn step_folds(&mut self) {
+        let live = self.live.as_mut().unwrap();
+        for partition in 0..self.partitions as usize {
+            live.folds.step(partition);
+        }
+    }
+
+    /// Lets the writers take what is queued; what they write is not committed yet.
+    pub fn step_writers(&mut self) {
+        let live = self.live.as_mut().unwrap();
+        for partition in 0..self.partitions as usize {
+            live.stepper.step_writer(partition);
+        }
+    }
+
+    /// Lets the writers commit all that is queued, while the folds rest.
+    pub fn commit(&mut self) {
+        for _ in 0..100 {
+            let live = self.live.as_mut().unwrap();
+            for partition in 0..self.partitions as usize {
+                live.stepper.step_writer(partition);
+                live.stepper.wait_writer(partition, Some(1_000_000));
+                live.stepper.step_writer(partition);
+            }
+        }
+    }
+
+    /// Hands a batch to the writer of its partition.
+    pub fn queue(&mut self, events: &[(&str, &str, &[u8])]) -> Result<(), AppendError> {
+        let mut bytes = Vec::new();
+        for (stream, event_type, payload) in events {
+            self.next += 1;
+            let mut id = [9; 16];
+            id[..8].copy_from_slice(&self.next.to_le_bytes());
+            EventBuilder::new(stream, event_type)
+                .id(EventId::from_bytes(id))
+                .payload(payload)
+                .encode_into(&mut bytes)
+                .unwrap();
+        }
+        let input = EncodedEvents {
+            bytes: Bytes::from(bytes),
+            ..EncodedEvents::default()
+        };
+        let engine = self.engine();
+        let batch = engine.prepare(None, input)?;
+        let sink = Arc::clone(&self.inbox) as Arc<dyn AppendSink>;
+        engine
+            .append(batch, sink, self.next)
+            .map_err(|(error, _)| error)
+    }
+
+    /// Outcomes of what was queued, taken out.
+    pub fn outcomes(&self) -> Vec<Result<Appended, AppendError>> {
+        let outcomes = std::mem::take(&mut *self.inbox.0.lock());
+        outcomes.into_iter().map(|(_, result)| result).collect()
+    }
+
     /// Steps until nothing happens any more.
     pub fn settle(&mut self) {
         let mut quiet = 0;
@@ -170,27 +229,7 @@ impl Machine {
 
     /// Appends a batch of events of one partition and steps until it is answered.
     pub fn try_append(&mut self, events: &[(&str, &str, &[u8])]) -> Result<Appended, AppendError> {
-        let mut bytes = Vec::new();
-        for (stream, event_type, payload) in events {
-            self.next += 1;
-            let mut id = [9; 16];
-            id[..8].copy_from_slice(&self.next.to_le_bytes());
-            EventBuilder::new(stream, event_type)
-                .id(EventId::from_bytes(id))
-                .payload(payload)
-                .encode_into(&mut bytes)
-                .unwrap();
-        }
-        let input = EncodedEvents {
-            bytes: Bytes::from(bytes),
-            ..EncodedEvents::default()
-        };
-        let engine = self.engine();
-        let batch = engine.prepare(None, input)?;
-        let sink = Arc::clone(&self.inbox) as Arc<dyn AppendSink>;
-        engine
-            .append(batch, sink, self.next)
-            .map_err(|(error, _)| error)?;
+        self.queue(events)?;
         for _ in 0..10_000 {
             self.step();
             if let Some((_, result)) = self.inbox.0.lock().pop() {
@@ -448,6 +487,48 @@ impl Guest for GuardGuest {
     }
 }
 
+/// Refuses an `order` once this many are counted.
+pub const CAP: u64 = 2000;
+
+struct Cap;
+
+struct CapGuest;
+
+impl NativeCode for Cap {
+    fn manifest(&self) -> Manifest {
+        manifest(
+            "cap",
+            ModuleKind::Validator,
+            &["order"],
+            &[("counts", "tally")],
+        )
+    }
+
+    fn guest(&self, _context: &InstanceContext) -> Result<Box<dyn Guest>, Halt> {
+        Ok(Box::new(CapGuest))
+    }
+}
+
+impl Guest for CapGuest {
+    fn validate(
+        &mut self,
+        mut tables: Box<ReadTables>,
+        batch: &Arc<EventColumns>,
+    ) -> (Box<ReadTables>, Result<Vec<Verdict>, Halt>) {
+        let count = tables.get(0, b"order").unwrap();
+        let count = count.map_or(0, |count| u64::from_le_bytes(count.try_into().unwrap()));
+        let verdict = if count < CAP {
+            Verdict::Accept
+        } else {
+            Verdict::Reject(Rejection {
+                code: 8,
+                message: format!("{count} orders are enough"),
+            })
+        };
+        (tables, Ok(vec![verdict; batch.len()]))
+    }
+}
+
 /// Sums a count over partitions; the argument is the key.
 struct Sum;
 
@@ -519,5 +600,6 @@ pub fn runtime() -> NativeRuntime {
             },
         )
         .with(b"guard", Guard)
+        .with(b"cap", Cap)
         .with(b"sum", Sum)
 }
