@@ -17,6 +17,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, ValueExt as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+mod state;
+
 use crate::install;
 use crate::process::{cargo, command, line_of, output, root, run, target_dir};
 
@@ -24,6 +26,7 @@ use crate::process::{cargo, command, line_of, output, root, run, target_dir};
 const MARK: &str = "made-by-xtask-run";
 /// The aircraft that is shown: the one of the first flight in the data.
 const STREAM: &str = "aircraft/N14228";
+const AIRCRAFT: &str = "N14228";
 /// The events of its year.
 const STREAM_EVENTS: usize = 333;
 /// How long the server may take to answer for the first time: it may have to recover.
@@ -75,7 +78,7 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     let demo = Demo::build(&options)?;
     demo.init()?;
     let server = demo.serve()?;
-    demo.show()?;
+    let server = demo.show(server)?;
     println!("\n==> Demonstration complete: everything above was checked.");
     if options.once || !std::io::stdin().is_terminal() {
         server.stop()?;
@@ -149,6 +152,7 @@ impl Demo {
         run(cargo()
             .args(["build", "--locked", "--profile", "fast"])
             .args(packages))?;
+        state::build()?;
         let binaries = target_dir().join("fast");
         println!("==> Preparing the independent verifier of proofs (Python)");
         Ok(Self {
@@ -271,7 +275,7 @@ impl Demo {
     }
 
     /// What a newcomer should see.
-    fn show(&self) -> Result<()> {
+    fn show(&self, server: Server) -> Result<Server> {
         println!(
             "\n==> Loading every flight that left New York in 2013: who, when, and what became of it"
         );
@@ -291,6 +295,8 @@ impl Demo {
         run(self
             .online("subscribe")
             .args(["--partition", "0", "--limit", "5"]))?;
+
+        let server = self.show_state(server, &year)?;
 
         println!("\n==> The server's view: partitions, segments, seals");
         run(&mut self.admin("status"))?;
@@ -312,7 +318,8 @@ impl Demo {
         std::fs::write(&proof, output(&mut prove)?).context("writing the proof")?;
         run(command(&self.python)
             .arg("clients/verify-proof/verify_proof.py")
-            .arg(&proof))
+            .arg(&proof))?;
+        Ok(server)
     }
 
     /// Leaves the server to the user until Ctrl-C.

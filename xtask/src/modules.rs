@@ -39,7 +39,19 @@ pub(crate) fn clippy() -> Command {
         "--package",
         "truthdb-sdk",
     ]);
-    for module in ["balance", "covered", "hostile", "richest", "tally"] {
+    for module in [
+        "arrivals",
+        "balance",
+        "covered",
+        "delays",
+        "delays-next",
+        "hostile",
+        "late-aircraft",
+        "positions",
+        "richest",
+        "tally",
+        "top-routes",
+    ] {
         clippy.args(["--package", &format!("truthdb-example-{module}")]);
     }
     clippy.args(["--", "-D", "warnings"]);

@@ -30,16 +30,34 @@ pub enum Guest {
     Hostile,
     /// A reducer that uses WASI, preview 1.
     Worldly,
+    /// Departures and delays of the flights: a reducer.
+    Delays,
+    /// The next version of [`Guest::Delays`], under the same name.
+    DelaysNext,
+    /// Where each aircraft of the flights was last seen: a reducer.
+    Positions,
+    /// Events when aircraft of the flights become late: a processor.
+    LateAircraft,
+    /// Nothing arrives that has not departed: a validator that reads the tables of [`Guest::Positions`].
+    Arrivals,
+    /// The most delayed routes of a window: a query over the tables of [`Guest::Delays`].
+    TopRoutes,
 }
 
 impl Guest {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 12] = [
         Self::Balance,
         Self::Tally,
         Self::Covered,
         Self::Richest,
         Self::Hostile,
         Self::Worldly,
+        Self::Delays,
+        Self::DelaysNext,
+        Self::Positions,
+        Self::LateAircraft,
+        Self::Arrivals,
+        Self::TopRoutes,
     ];
 
     /// The name of its crate.
@@ -51,6 +69,12 @@ impl Guest {
             Self::Richest => "truthdb-example-richest",
             Self::Hostile => "truthdb-example-hostile",
             Self::Worldly => "truthdb-example-worldly",
+            Self::Delays => "truthdb-example-delays",
+            Self::DelaysNext => "truthdb-example-delays-next",
+            Self::Positions => "truthdb-example-positions",
+            Self::LateAircraft => "truthdb-example-late-aircraft",
+            Self::Arrivals => "truthdb-example-arrivals",
+            Self::TopRoutes => "truthdb-example-top-routes",
         }
     }
 

@@ -214,6 +214,6 @@ mod tests {
         assert_eq!(encoded(&1u16), [0, 1]);
         assert_eq!(encoded(&-1i8), [0x7f]);
         assert_eq!(encoded(&"a\0".to_owned()), [b'a', 0, 255, 0, 0]);
-        assert_eq!(encoded(&()), []);
+        assert_eq!(encoded(&()), [0u8; 0]);
     }
 }

@@ -138,14 +138,33 @@ pub(crate) fn unhex(text: &str) -> Result<Vec<u8>, String> {
         .collect()
 }
 
-/// Bytes that are text, as text: of themselves, or as one `String` key of the SDK.
+/// Bytes that are text, as text: of themselves; as `String` keys of the SDK, parts separated by `/`; or as
+/// one `String` value of the SDK, which JSON values are too.
 pub(crate) fn as_text(bytes: &[u8]) -> Option<String> {
     let plain = |bytes: &[u8]| {
         let text = std::str::from_utf8(bytes).ok()?;
         (!text.chars().any(char::is_control)).then(|| text.to_owned())
     };
+    if let Some((length, rest)) = bytes.split_first_chunk::<4>()
+        && usize::try_from(u32::from_le_bytes(*length)) == Ok(rest.len())
+        && !rest.is_empty()
+    {
+        return plain(rest);
+    }
     match bytes.strip_suffix(&[0, 0]) {
-        Some(inner) if !inner.is_empty() => plain(inner),
+        Some(inner) if !inner.is_empty() => {
+            let parts = inner.split(|byte| *byte == 0);
+            let mut text = String::new();
+            // Between two parts are two zeros: every second piece is empty.
+            for (index, part) in parts.enumerate() {
+                match (index % 2, part) {
+                    (0, part) => text.push_str(&plain(part)?),
+                    (_, []) => text.push('/'),
+                    _ => return None,
+                }
+            }
+            Some(text)
+        }
         _ => plain(bytes),
     }
 }
@@ -208,5 +227,11 @@ mod tests {
         assert_eq!(show(&[1, 2], 20), "hex:0102");
         assert_eq!(show(b"abcdef", 4), "abc…");
         assert_eq!(as_text(b"a\0b"), None);
+        assert_eq!(as_text(b"EWR\0\0UA\0\0").unwrap(), "EWR/UA");
+        assert_eq!(as_text(b"EWR\0\xffUA\0\0"), None);
+        assert_eq!(as_text(b"EWR\0x\0\0"), None);
+        assert_eq!(as_text(b"\x03\0\0\0abc").unwrap(), "abc");
+        assert_eq!(as_text(b"\x04\0\0\0abc"), None);
+        assert_eq!(as_text(b""), Some(String::new()));
     }
 }

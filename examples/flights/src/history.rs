@@ -143,6 +143,14 @@ impl History {
     }
 }
 
+/// Cuts moments into batches: the events of one hour, at most so many of them. A batch is one step of derived
+/// state, so the state as of each full hour is one that was.
+pub fn batches(moments: &[Moment], events_max: usize) -> impl Iterator<Item = &[Moment]> {
+    moments
+        .chunk_by(|one, other| one.at.hour() == other.at.hour())
+        .flat_map(move |hour| hour.chunks(events_max))
+}
+
 /// When a flight that left at `departed` arrived, by the clock of its destination.
 fn arrival(airports: &Airports, flight: &Flight, departed: Minute) -> Result<Option<Minute>> {
     let Some(clock) = flight.arrival_clock else {
@@ -310,6 +318,18 @@ mod tests {
         assert_eq!(ids.len(), HISTORY.moments().len());
         let known = event_id("UA1545/EWR/2013-01-01T10:15:00Z", EventKind::Departed);
         assert_eq!(known.to_string(), "0f810731-2e70-8ab6-b1e6-c46afb9d0406");
+    }
+
+    #[test]
+    fn a_batch_is_of_one_hour_and_none_is_too_long() {
+        let moments = &HISTORY.moments()[..20_000];
+        let all: Vec<Moment> = batches(moments, 50).flatten().copied().collect();
+        assert_eq!(all, moments);
+        for batch in batches(moments, 50) {
+            assert!((1..=50).contains(&batch.len()));
+            let hour = batch[0].at.hour();
+            assert!(batch.iter().all(|moment| moment.at.hour() == hour));
+        }
     }
 
     #[test]

@@ -29,5 +29,5 @@ mod minute;
 
 pub use airports::Airports;
 pub use data::{Flight, Flights};
-pub use history::{EventKind, History, Moment};
+pub use history::{EventKind, History, Moment, batches};
 pub use minute::Minute;

@@ -25,6 +25,11 @@ impl Minute {
         ))
     }
 
+    /// The hour that it lies in, in hours since 1970.
+    pub fn hour(self) -> i32 {
+        self.0.div_euclid(60)
+    }
+
     /// The timestamp at which this minute begins.
     pub fn timestamp(self) -> Timestamp {
         Timestamp::from_second(i64::from(self.0) * 60).expect("32 bits of minutes are in range")
@@ -64,6 +69,8 @@ mod tests {
         assert_eq!(minute.to_string(), "2013-01-01T10:15:00Z");
         assert_eq!((minute + 60).to_string(), "2013-01-01T11:15:00Z");
         assert_eq!(minute + 7 - minute, 7);
+        assert_eq!(minute.hour(), (minute + 44).hour());
+        assert_eq!(minute.hour() + 1, (minute + 45).hour());
         assert!(Minute::parse("yesterday").is_err());
     }
 }

@@ -6,7 +6,7 @@ use super::{File, Finding};
 
 /// The crates of the workspace, and those of it that each may depend on. The order is the direction:
 /// a crate depends only on crates above it.
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 33] = [
     ("truthdb-event", &[]),
     ("truthdb-io", &[]),
     ("truthdb-log", &["truthdb-event", "truthdb-io"]),
@@ -22,6 +22,12 @@ const ARROWS: [(&str, &[&str]); 27] = [
     ("truthdb-example-richest", &["truthdb-sdk"]),
     ("truthdb-example-tally", &["truthdb-sdk"]),
     ("truthdb-example-worldly", &["truthdb-sdk"]),
+    ("truthdb-example-arrivals", &["truthdb-sdk"]),
+    ("truthdb-example-delays", &["truthdb-sdk"]),
+    ("truthdb-example-delays-next", &["truthdb-sdk"]),
+    ("truthdb-example-late-aircraft", &["truthdb-sdk"]),
+    ("truthdb-example-positions", &["truthdb-sdk"]),
+    ("truthdb-example-top-routes", &["truthdb-sdk"]),
     ("truthdb-guests", &[]),
     ("truthdb-module", &["truthdb-guests"]),
     (
@@ -64,7 +70,19 @@ const ARROWS: [(&str, &[&str]); 27] = [
             "truthdb-compute",
         ],
     ),
-    ("truthdb-flights", &["truthdb-event", "truthdb-client"]),
+    (
+        "truthdb-flights",
+        &[
+            "truthdb-event",
+            "truthdb-io",
+            "truthdb-log",
+            "truthdb-engine",
+            "truthdb-guests",
+            "truthdb-module",
+            "truthdb-compute",
+            "truthdb-client",
+        ],
+    ),
     (
         "truthdb-fuzz",
         &[

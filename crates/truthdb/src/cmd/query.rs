@@ -15,7 +15,7 @@ use crate::{key_text, state_json};
 /// Rows asked for at once.
 const PAGE_ROWS: u32 = 1000;
 /// Characters of a key or value in a table for people.
-const SHOWN_CHARS: usize = 60;
+const SHOWN_CHARS: usize = 120;
 
 /// Ask about the state that modules make: now, and as of any moment before.
 #[derive(Debug, clap::Args)]
@@ -24,10 +24,11 @@ Keys are written in parts, one after another, in the encoding of the SDK:\n  \
     N14228 or text:N14228    a text        u64:17, i32:-5    numbers of 8 to 128 bits\n  \
     bool:true                a truth value hex:00ff, raw:ab  bytes as they are\n\n\
 Examples:\n  \
-    truthdb query get positions aircraft N14228 --as-of 2013-07-04T12:00:00Z\n  \
+    truthdb query get positions aircraft N14228 --at 2:125000\n  \
     truthdb query scan positions aircraft --prefix raw:N1 --limit 20\n  \
-    truthdb query run top-routes 10 --at 0:336776\n\n\
-An answer names its moment as a token. With --at it gives the same answer for ever. Events themselves \
+    truthdb query run top-routes '10 2013-07-01 2013-07-31' --as-of 2026-11-25T12:00:00Z\n\n\
+An answer names its moment as a token. With --at it gives the same answer for ever. --as-of is the time at \
+which the log got its events; when something happened in the world is what payloads say. Events themselves \
 are read with `truthdb read`.")]
 pub(crate) struct Args {
     #[command(subcommand)]

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use truthdb_client::{Client, ClientConfig, NewBatch, Read};
-use truthdb_flights::{History, Moment};
+use truthdb_flights::{History, Moment, batches};
 
 /// Batches made ahead, for each partition.
 const BATCHES_AHEAD_MAX: usize = 4;
@@ -43,7 +43,8 @@ struct Arguments {
         hide_env_values = true
     )]
     token: Option<String>,
-    /// Events in a batch.
+    /// Most events of a batch. A batch never holds events of two hours, so that derived state can be asked for
+    /// as of each full hour of the year.
     #[arg(long, value_name = "N", default_value_t = 1000,
           value_parser = clap::value_parser!(u16).range(1..=10_000))]
     batch_events: u16,
@@ -141,7 +142,7 @@ async fn load(
         let (send, mut receive) = mpsc::channel(BATCHES_AHEAD_MAX);
         let history = Arc::clone(history);
         let made = tokio::task::spawn_blocking(move || -> Result<()> {
-            for moments in moments.chunks(batch_events) {
+            for moments in batches(&moments, batch_events) {
                 let mut batch = NewBatch::new();
                 for moment in moments {
                     history
