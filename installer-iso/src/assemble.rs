@@ -34,7 +34,7 @@ pub(crate) fn unified_kernel_image(
     stub: &[u8],
     kernel_version: &str,
 ) -> Result<Vec<u8>> {
-    let initramfs = profile.initramfs(root)?.bytes()?;
+    let initramfs = profile.initramfs(root, kernel_version)?.bytes()?;
     let initrd = zstd::bulk::compress(&initramfs, ZSTD_LEVEL).context("compressing initramfs")?;
     let kernel = process::read(&profile.kernel)?;
     let os_release = profile.os_release(kernel_version);

@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::process::{self, output, tool};
 use crate::profile::{Kind, Profile};
 use crate::sbom;
+use crate::splash;
 use crate::steps::Steps;
 use crate::uki;
 use crate::userland;
@@ -98,6 +99,16 @@ impl Workshop {
         let folder = self.scratch().join("stub");
         output(tool("dpkg-deb").arg("-x").arg(&deb).arg(&folder))?;
         process::read(&folder.join(&pin.path))
+    }
+
+    /// The picture before Linux starts: given, or drawn.
+    fn splash(&self, given: Option<&PathBuf>) -> Result<Option<PathBuf>> {
+        if let Some(given) = given {
+            return Ok(Some(given.clone()));
+        }
+        let path = self.scratch().join("splash.bmp");
+        process::write(&path, &splash::picture()?)?;
+        Ok(Some(path))
     }
 
     /// Our programs, by their path in the image: given, or built and stripped.
@@ -211,7 +222,7 @@ fn runtime_image(
         kernel,
         programs,
         payload: Vec::new(),
-        splash: options.splash.clone(),
+        splash: workshop.splash(options.splash.as_ref())?,
     };
     steps.run("unified kernel image of the runtime", || {
         make_image(workshop, &profile, &release, &RUNTIME_PACKAGES)
@@ -275,7 +286,7 @@ pub(crate) fn iso(options: &Options) -> Result<()> {
             ("payload/TruthDBRuntime.efi".into(), runtime),
             ("payload/version".into(), version_file),
         ],
-        splash: options.splash.clone(),
+        splash: workshop.splash(options.splash.as_ref())?,
     };
     let image = steps.run("unified kernel image of the installer", || {
         make_image(&workshop, &profile, &release, &["truthdb-installer"])

@@ -27,6 +27,7 @@ mod options;
 mod process;
 mod profile;
 mod sbom;
+mod splash;
 mod steps;
 mod uki;
 mod userland;
@@ -51,7 +52,7 @@ Usage: truthdb-image <command> [options]
   --console FILE    truthdb-console, static      (default: built)
   --installer FILE  truthdb-installer, static    (default: built)
   --runtime FILE    TruthDBRuntime.efi, for iso and disk (default: made)
-  --splash FILE     BMP shown before Linux starts
+  --splash FILE     BMP shown before Linux starts  (default: drawn)
   --profile NAME    cargo's profile for what is built (default: release)
   --format NAME     raw, qcow2 or vhd, for disk; may be repeated (default: all)
   --size MIB        size of a disk image                         (default: 8192)
