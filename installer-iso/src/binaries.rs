@@ -1,6 +1,7 @@
 //! Our own static programs, built by cargo, without anything of the build host in them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -55,8 +56,7 @@ impl Builds {
 
     fn build_together(&self, packages: &[&str]) -> Result<()> {
         let target = self.target_dir();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = tool(cargo);
+        let mut build = nested_cargo();
         build
             .current_dir(&self.root)
             .args([
@@ -105,6 +105,19 @@ impl Builds {
             None => self.root.join("target"),
         }
     }
+}
+
+/// cargo, without what an outer one says about the package of this program: build scripts that watch it (ring's does)
+/// would run again, and everything that depends on them, whenever cargo is started from elsewhere.
+fn nested_cargo() -> Command {
+    let mut cargo = tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 /// A stripped copy of a program, in a folder, under a name.

@@ -11,6 +11,7 @@
     reason = "a test harness talks to its user"
 )]
 
+pub mod client;
 pub mod disk;
 pub mod http;
 pub mod load;
@@ -18,6 +19,8 @@ pub mod machine;
 pub mod picture;
 pub mod qmp;
 pub mod spec;
+pub mod terminal;
+pub mod time_server;
 pub mod wait;
 
 pub use machine::Machine;
