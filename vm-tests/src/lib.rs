@@ -11,8 +11,10 @@
     reason = "a test harness talks to its user"
 )]
 
+pub mod answers;
 pub mod client;
 pub mod disk;
+pub mod guide;
 pub mod http;
 pub mod load;
 pub mod machine;

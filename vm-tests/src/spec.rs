@@ -15,6 +15,8 @@ pub enum Bus {
     Ahci,
     /// A stick on a USB 3 controller.
     Usb,
+    /// A disk on a USB 3 controller.
+    UsbDisk,
     /// A CD drive behind an AHCI controller.
     Cd,
 }
@@ -70,6 +72,8 @@ pub struct Spec {
     pub ends_at_reboot: bool,
     /// What the machine's clock says at power on, as `2000-01-01T00:00:00`; `None`: the time of the host.
     pub clock: Option<&'static str>,
+    /// The address of the machine that ports are forwarded to; `None`: the one that DHCP gives.
+    pub guest_address: Option<&'static str>,
     /// A unified kernel image and its command line, started by the firmware in place of a disk.
     pub kernel: Option<(PathBuf, String)>,
     /// More arguments.
@@ -87,6 +91,7 @@ impl Default for Spec {
             secure_boot: false,
             ends_at_reboot: false,
             clock: None,
+            guest_address: None,
             kernel: None,
             more: Vec::new(),
         }
@@ -156,8 +161,10 @@ impl Spec {
         }
         if self.network {
             let [http, native] = around.ports;
+            let to = self.guest_address.unwrap_or_default();
             let user = format!(
-                "user,id=net,hostfwd=tcp:127.0.0.1:{http}-:7433,hostfwd=tcp:127.0.0.1:{native}-:7434"
+                "user,id=net,hostfwd=tcp:127.0.0.1:{http}-{to}:7433,\
+                 hostfwd=tcp:127.0.0.1:{native}-{to}:7434"
             );
             add(&[
                 "-netdev",
@@ -216,6 +223,9 @@ fn disk_arguments(at: usize, disk: &Disk) -> Result<[String; 2]> {
         Bus::Ahci => format!("ide-hd,bus=ide.{at},{boot},serial=TDB-SATA-{at}"),
         Bus::Cd => format!("ide-cd,bus=ide.{at},{boot}"),
         Bus::Usb => format!("usb-storage,bus=usb.0,removable=on,{boot}"),
+        Bus::UsbDisk => {
+            format!("usb-storage,bus=usb.0,removable=off,{boot},serial=TDB-USB-{at}")
+        }
     };
     Ok([drive, device])
 }

@@ -172,6 +172,8 @@ fn boot_tests(only: &[String]) -> Result<Count> {
     words.push(folder.join("truthdb.raw").into_os_string());
     words.push("--iso".into());
     words.push(folder.join("truthdb-installer.iso").into_os_string());
+    words.push("--truthdb".into());
+    words.push(folder.join("parts/programs/truthdb").into_os_string());
     words.push("--work".into());
     words.push(target_dir().join("appliance/vm").into_os_string());
     for name in only {
