@@ -22,10 +22,12 @@ mod hash;
 mod images;
 mod kconfig;
 mod kernel;
+mod licences;
 mod manifest;
 mod options;
 mod process;
 mod profile;
+mod release;
 mod sbom;
 mod splash;
 mod steps;
@@ -45,6 +47,7 @@ Usage: truthdb-image <command> [options]
   runtime                      TruthDBRuntime.efi: the installed system
   iso                          truthdb-installer.iso, with the installer and the runtime in it
   disk                         disk images of an installed system: raw, qcow2, fixed VHD
+  release                      everything under one version, with sums, provenance and sources
 
   --kernel FILE     the image's kernel           (default: built, or from the cache)
   --truthdb FILE    the server, static           (default: built)
@@ -59,7 +62,7 @@ Usage: truthdb-image <command> [options]
   --config FILE     the server's configuration in a disk image   (default: none; the runtime has one)
   --node-config FILE  the node's configuration in a disk image   (default: none; DHCP)
   --debug           kernel messages and the node's log on the serial console
-  --out DIR         where artefacts go           (default: target/appliance/VERSION)
+  --out DIR         where artefacts go           (default: target/appliance/VERSION; of a release: dist)
 ";
 
 fn main() -> ExitCode {
@@ -82,6 +85,7 @@ fn run() -> Result<()> {
         "runtime" => images::runtime(&options),
         "iso" => images::iso(&options),
         "disk" => images::disk(&options),
+        "release" => release::release(&options),
         other => {
             eprint!("{USAGE}");
             bail!("there is no command {other:?}")

@@ -85,6 +85,14 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(true)
 }
 
+/// `cargo xtask release`: the options are passed on.
+pub(crate) fn release(parser: &mut lexopt::Parser) -> Result<bool> {
+    let words: Vec<OsString> = parser.raw_args()?.collect();
+    build_packages()?;
+    image_tool("release", &words)?;
+    Ok(true)
+}
+
 /// `cargo xtask vm`: builds the images and boots them.
 pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     let mut only = Vec::new();
