@@ -21,7 +21,7 @@ use crate::wait::Deadline;
 /// Bytes of the serial line in a report.
 const TAIL_BYTES: usize = 3000;
 /// Emulation is slower than a processor by about so much, on a busy machine.
-const EMULATION_STRETCH: u32 = 6;
+const EMULATION_STRETCH: u32 = 10;
 /// How long QEMU may take to open its control socket.
 const QMP_WAIT: Duration = Duration::from_secs(60);
 /// Folders with the firmware, as distributions have it: code, variables, code and variables with Secure Boot.
