@@ -1,7 +1,7 @@
-//! Asks the server on this machine: HTTP over TLS, on the loopback interface, with the node's own
-//! certificate as the only one that is trusted.
+//! Asks the server on this machine over the loopback interface: HTTP over TLS with the node's own certificate as the
+//! only one that is trusted, or plain where the server's configuration has no TLS.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,23 +27,29 @@ pub(crate) struct Answer {
     pub(crate) body: String,
 }
 
-/// Asks for a path. `certificate` is the server's; `token` may be empty.
+/// Asks for a path. `certificate` is the server's, `None` without TLS; `token` may be empty.
 ///
 /// # Errors
 ///
 /// What the operating system or TLS says.
 pub(crate) fn get(
     address: SocketAddr,
-    certificate: &Path,
+    certificate: Option<&Path>,
     path: &str,
     token: &str,
 ) -> io::Result<Answer> {
     let socket = TcpStream::connect_timeout(&address, TIMEOUT)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
+    let Some(certificate) = certificate else {
+        return talk(socket, path, token);
+    };
     let name = ServerName::try_from(NAME).map_err(invalid)?;
     let connection = ClientConnection::new(config(certificate)?, name).map_err(invalid)?;
-    let mut stream = StreamOwned::new(connection, socket);
+    talk(StreamOwned::new(connection, socket), path, token)
+}
+
+fn talk(mut stream: impl io::Read + io::Write, path: &str, token: &str) -> io::Result<Answer> {
     // HTTP/1.0: the answer ends with the connection, in one piece.
     let authorization = if token.is_empty() {
         String::new()
@@ -110,6 +116,23 @@ mod tests {
     #[test]
     fn nobody_listening_is_an_error_at_once() {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert!(get(address, Path::new("/none"), "/readyz", "").is_err());
+        assert!(get(address, Some(Path::new("/none")), "/readyz", "").is_err());
+    }
+
+    #[test]
+    fn without_tls_the_same_is_asked() {
+        let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let length = io::Read::read(&mut stream, &mut request).unwrap();
+            io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\n\r\nready").unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        let answer = get(address, None, "/readyz", "secret").unwrap();
+        assert_eq!((answer.status, &answer.body[..]), (200, "ready"));
+        let request = server.join().unwrap();
+        assert!(request.contains("GET /readyz ") && request.contains("Bearer secret"));
     }
 }

@@ -51,6 +51,7 @@ impl Gatherer {
             events_a_second,
             disk: self.disk(),
             time: time(clock_s()),
+            shown_once: self.system.text("run/truthdb/shown-once.txt"),
             log: self.log(),
         }
     }
@@ -64,12 +65,21 @@ impl Gatherer {
         }
     }
 
+    /// The server's configuration: the node's own, else the one that the image brings.
+    fn config(&self) -> toml::Table {
+        let own = "data/config/truthdb.toml";
+        let is_own = self.system.path(own).is_file();
+        let text = self
+            .system
+            .text(if is_own { own } else { "etc/truthdb.toml" });
+        toml::from_str(&text).unwrap_or_default()
+    }
+
     fn address(&self) -> SocketAddr {
-        let config: Option<toml::Table> =
-            toml::from_str(&self.system.text("data/config/truthdb.toml")).ok();
+        let config = self.config();
         let listen = config
-            .as_ref()
-            .and_then(|config| config.get("listen")?.get("http")?.as_str());
+            .get("listen")
+            .and_then(|listen| listen.get("http")?.as_str());
         let port = listen.and_then(|listen| listen.parse::<SocketAddr>().ok());
         SocketAddr::from((
             Ipv4Addr::LOCALHOST,
@@ -78,8 +88,15 @@ impl Gatherer {
     }
 
     fn get(&self, path: &str, token: &str) -> std::io::Result<ask::Answer> {
-        let certificate = self.system.path("data/server/tls/certificate.pem");
-        ask::get(self.address(), &certificate, path, token)
+        let config = self.config();
+        let tls = config.get("tls");
+        let text = |key: &str| tls.and_then(|tls| tls.get(key)?.as_str());
+        let certificate = match text("mode").unwrap_or("off") {
+            "off" => None,
+            "files" => text("certificate_file").map(|file| self.system.path(file)),
+            _ => Some(self.system.path("data/server/tls/certificate.pem")),
+        };
+        ask::get(self.address(), certificate.as_deref(), path, token)
     }
 
     fn health(&self) -> (Health, Vec<(u64, String)>) {
@@ -123,15 +140,25 @@ impl Gatherer {
         ))
     }
 
+    /// The end of the log in memory: the older of its two files, and the newer one.
     fn log(&self) -> Vec<String> {
-        let text = self.system.text("run/truthdb/log");
+        let read = |name: &str| std::fs::read(self.system.path(name)).unwrap_or_default();
+        let bytes = [read("run/truthdb/log.1"), read("run/truthdb/log")].concat();
+        let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
         let first = lines.len().saturating_sub(LOG_LINES_MAX);
-        lines[first..]
-            .iter()
-            .map(|line| (*line).to_owned())
-            .collect()
+        // Bytes of a network may be in it: nothing of them may steer a terminal.
+        let plain = |line: &&str| line.chars().filter(|c| !c.is_control()).collect();
+        lines[first..].iter().map(plain).collect()
     }
+}
+
+/// Whether the node's state is shown on the serial line: unless its configuration says no.
+pub(crate) fn has_serial_console(system: &System) -> bool {
+    let config: toml::Table =
+        toml::from_str(&system.text("data/config/node.toml")).unwrap_or_default();
+    let wanted = config.get("serial_console").and_then(toml::Value::as_bool);
+    wanted.unwrap_or(true)
 }
 
 fn text_at(state: &Value, pointer: &str) -> String {
@@ -207,6 +234,17 @@ mod tests {
     }
 
     #[test]
+    fn the_serial_line_is_left_alone_when_the_configuration_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        assert!(has_serial_console(&system));
+        std::fs::create_dir_all(folder.path().join("data/config")).unwrap();
+        let config = folder.path().join("data/config/node.toml");
+        std::fs::write(config, "serial_console = false\n").unwrap();
+        assert!(!has_serial_console(&system));
+    }
+
+    #[test]
     fn what_the_node_says_of_itself_is_shown() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(folder.path().join("run/truthdb")).unwrap();
@@ -219,7 +257,9 @@ mod tests {
             r#"{"node": {"hostname": "db-7"}, "network": {"interface": "eth0", "address": "10.0.0.7/24"},
                 "data": {"state": "unusable", "problem": "e2fsck could not repair it"}}"#,
         );
-        write("run/truthdb/log", "one\ntwo\n");
+        let long = format!("{}\none\n", "x".repeat(200_000));
+        write("run/truthdb/log.1", &long);
+        write("run/truthdb/log", "two\x1b[2J\n");
         write("etc/os-release", "ID=truthdb\nVERSION_ID=\"0.1.0\"\n");
         write(
             "data/config/truthdb.toml",
@@ -231,7 +271,7 @@ mod tests {
         assert_eq!((&node.name[..], &node.version[..]), ("db-7", "0.1.0"));
         assert_eq!(node.network, "10.0.0.7/24  (eth0)");
         assert_eq!(node.data_problem, "e2fsck could not repair it");
-        assert_eq!(node.log, ["one", "two"]);
+        assert_eq!(node.log[1..], ["one", "two[2J"]);
         assert!(node.disk.is_some());
     }
 }

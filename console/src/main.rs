@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let messages = Ring::new(false);
     messages.install(tracing::Level::INFO);
     let system = System::real();
-    let mut views = Views::open();
+    let mut views = Views::open(gather::has_serial_console(&system));
     let mut screen = Screen::Summary;
     let mut gatherer = gather::Gatherer::new(system.clone());
     let mut node = gatherer.look();

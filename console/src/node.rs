@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) disk: Option<(u64, u64)>,
     /// The time by the machine's clock, in words.
     pub(crate) time: String,
+    /// What the server shows once, at its first start: an access token. Empty on a node that was installed.
+    pub(crate) shown_once: String,
     /// The node's last messages.
     pub(crate) log: Vec<String>,
 }

@@ -132,6 +132,14 @@ fn summary(node: &Node) -> Page {
             text: format!("The data partition: {}", node.data_problem),
         });
     }
+    if !node.shown_once.trim().is_empty() {
+        page.blocks.push(Block::Callout {
+            tone: Tone::Careful,
+            text: "Shown until this node starts again, and never after. Write it down.".to_owned(),
+        });
+        page.blocks
+            .push(Block::Text(node.shown_once.trim().to_owned()));
+    }
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![fact("Address", node.network.clone())];
     if !node.partitions.is_empty() {
@@ -200,6 +208,7 @@ mod tests {
             events_a_second: Some(8120),
             disk: Some((1_700_000_000_000, 1_900_000_000_000)),
             time: "2026-11-25  18:00:00  UTC".into(),
+            shown_once: String::new(),
             log: (0..40).map(|line| format!("message {line}")).collect(),
         }
     }
@@ -250,11 +259,13 @@ mod tests {
         bad.health = Health::Degraded("partition 3 is fenced".into());
         bad.partitions[3].1 = "fenced".into();
         bad.data_problem = "it is full".into();
+        bad.shown_once = "admin token: tdb_x\n".into();
         let bad = said(&bad, &Screen::Summary);
         for part in [
             "partition 3 is fenced",
             "7 of 8 open; 3 fenced",
             "it is full",
+            "admin token: tdb_x",
         ] {
             assert!(bad.contains(part), "{part}: {bad}");
         }

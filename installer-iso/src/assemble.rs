@@ -34,7 +34,7 @@ pub(crate) fn unified_kernel_image(
     stub: &[u8],
     kernel_version: &str,
 ) -> Result<Vec<u8>> {
-    let initramfs = profile.initramfs(root)?.bytes()?;
+    let initramfs = profile.initramfs(root, kernel_version)?.bytes()?;
     let initrd = zstd::bulk::compress(&initramfs, ZSTD_LEVEL).context("compressing initramfs")?;
     let kernel = process::read(&profile.kernel)?;
     let os_release = profile.os_release(kernel_version);
@@ -59,12 +59,20 @@ pub(crate) fn unified_kernel_image(
 /// # Errors
 ///
 /// xorriso's.
-pub(crate) fn iso(image: &[u8], readme: &str, epoch: u64, scratch: &Path, to: &Path) -> Result<()> {
+pub(crate) fn iso(
+    image: &[u8],
+    files: &[(&str, &[u8])],
+    epoch: u64,
+    scratch: &Path,
+    to: &Path,
+) -> Result<()> {
     let folder = scratch.join("iso");
     if folder.exists() {
         std::fs::remove_dir_all(&folder).context("emptying the scratch folder")?;
     }
-    process::write(&folder.join("README.TXT"), readme.as_bytes())?;
+    for (name, content) in files {
+        process::write(&folder.join(name), content)?;
+    }
     let volume = scratch.join("efi.img");
     process::write(&volume, &fat::volume(&[(FALLBACK_PATH, image)])?)?;
     if to.exists() {
@@ -155,7 +163,8 @@ mod tests {
             .map(|_| {
                 let folder = tempfile::tempdir().unwrap();
                 let to = folder.path().join("out.iso");
-                iso(&image, "TruthDB\r\n", 1_700_000_000, folder.path(), &to).unwrap();
+                let files = [("README.TXT", &b"TruthDB"[..])];
+                iso(&image, &files, 1_700_000_000, folder.path(), &to).unwrap();
                 std::fs::read(to).unwrap()
             })
             .collect();

@@ -1,6 +1,7 @@
 //! Our own static programs, built by cargo, without anything of the build host in them.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -9,6 +10,12 @@ use crate::userland::strip;
 
 /// The target of static programs.
 const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// The package of the server.
+const SERVER: &str = "truthdb";
+/// cargo's profile of what leaves the house. Other builds keep the paths of their machine, and so share what they
+/// compile with each other.
+const PUBLISHED: &str = "release";
 
 /// How our programs are built.
 #[derive(Debug, Clone)]
@@ -29,12 +36,27 @@ impl Builds {
     ///
     /// cargo's.
     pub(crate) fn build(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {
-        if packages.is_empty() {
-            return Ok(Vec::new());
+        // The server alone, as the suite's step `static` builds it: together with others, its dependencies would get
+        // their features too, and be compiled a second time.
+        let (server, others): (Vec<&str>, Vec<&str>) =
+            packages.iter().partition(|package| **package == SERVER);
+        for group in [server, others] {
+            if !group.is_empty() {
+                self.build_together(&group)?;
+            }
         }
+        let folder = match self.profile.as_str() {
+            "dev" => "debug",
+            other => other,
+        };
         let target = self.target_dir();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = tool(cargo);
+        let built = |package: &&str| target.join(TARGET).join(folder).join(package);
+        Ok(packages.iter().map(built).collect())
+    }
+
+    fn build_together(&self, packages: &[&str]) -> Result<()> {
+        let target = self.target_dir();
+        let mut build = nested_cargo();
         build
             .current_dir(&self.root)
             .args([
@@ -45,23 +67,20 @@ impl Builds {
                 "--profile",
                 &self.profile,
             ])
-            .args(packages.iter().flat_map(|package| ["--package", package]))
-            .env(
+            .args(packages.iter().flat_map(|package| ["--package", package]));
+        if self.profile == PUBLISHED {
+            build.env(
                 "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS",
                 self.rustflags(&target),
             );
+        }
         let status = build.status().context("starting cargo")?;
         ensure!(
             status.success(),
             "building {} ended with {status}",
             packages.join(", ")
         );
-        let folder = match self.profile.as_str() {
-            "dev" => "debug",
-            other => other,
-        };
-        let built = |package: &&str| target.join(TARGET).join(folder).join(package);
-        Ok(packages.iter().map(built).collect())
+        Ok(())
     }
 
     /// Paths of this machine are replaced in what the programs say about places in sources.
@@ -86,6 +105,19 @@ impl Builds {
             None => self.root.join("target"),
         }
     }
+}
+
+/// cargo, without what an outer one says about the package of this program: build scripts that watch it (ring's does)
+/// would run again, and everything that depends on them, whenever cargo is started from elsewhere.
+fn nested_cargo() -> Command {
+    let mut cargo = tool(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
 
 /// A stripped copy of a program, in a folder, under a name.

@@ -12,31 +12,46 @@ use crate::disk::{self, Contents, Format};
 use crate::fetch;
 use crate::hash;
 use crate::kernel::{Kernel, Recipe};
+use crate::licences;
 use crate::manifest::Manifest;
 use crate::options::Options;
 use crate::process::{self, output, tool};
 use crate::profile::{Kind, Profile};
 use crate::sbom;
+use crate::splash;
 use crate::steps::Steps;
 use crate::uki;
 use crate::userland;
 
 /// Name of the ISO.
-const ISO: &str = "truthdb-installer.iso";
+pub(crate) const ISO: &str = "truthdb-installer.iso";
+/// Where the licences are in an image.
+const LICENCES_PATH: &str = "usr/share/licences.txt";
 
 /// What every command works with.
-struct Workshop {
-    root: PathBuf,
-    cache: Cache,
-    manifest: Manifest,
+pub(crate) struct Workshop {
+    /// Root of the repository.
+    pub(crate) root: PathBuf,
+    /// Results of slow steps.
+    pub(crate) cache: Cache,
+    /// Pinned inputs.
+    pub(crate) manifest: Manifest,
     builds: Builds,
-    version: String,
-    epoch: u64,
-    out: PathBuf,
+    /// Version of the product, with the commit.
+    pub(crate) version: String,
+    /// The commit's time, seconds since 1970.
+    pub(crate) epoch: u64,
+    /// Where artefacts go.
+    pub(crate) out: PathBuf,
 }
 
 impl Workshop {
-    fn open(options: &Options) -> Result<Self> {
+    /// Reads the manifest and asks git for the version.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong in the manifest, or a folder that cannot be made.
+    pub(crate) fn open(options: &Options) -> Result<Self> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
         let root = root
             .context("this crate lies in the root of the repository")?
@@ -63,12 +78,16 @@ impl Workshop {
     }
 
     /// A folder for what lies between the steps.
-    fn scratch(&self) -> PathBuf {
+    pub(crate) fn scratch(&self) -> PathBuf {
         self.out.join("parts")
     }
 
     /// The kernel's image and version.
-    fn kernel(&self, kernel: Kernel, given: Option<&PathBuf>) -> Result<(PathBuf, String)> {
+    pub(crate) fn kernel(
+        &self,
+        kernel: Kernel,
+        given: Option<&PathBuf>,
+    ) -> Result<(PathBuf, String)> {
         if let Some(given) = given {
             return Ok((given.clone(), format!("given as {}", given.display())));
         }
@@ -100,6 +119,16 @@ impl Workshop {
         process::read(&folder.join(&pin.path))
     }
 
+    /// The picture before Linux starts: given, or drawn.
+    fn splash(&self, given: Option<&PathBuf>) -> Result<Option<PathBuf>> {
+        if let Some(given) = given {
+            return Ok(Some(given.clone()));
+        }
+        let path = self.scratch().join("splash.bmp");
+        process::write(&path, &splash::picture()?)?;
+        Ok(Some(path))
+    }
+
     /// Our programs, by their path in the image: given, or built and stripped.
     fn programs(&self, wanted: &[(&str, &Option<PathBuf>)]) -> Result<Vec<(String, PathBuf)>> {
         let missing: Vec<&str> = wanted
@@ -120,6 +149,15 @@ impl Workshop {
         Ok(programs)
     }
 
+    /// The licences of everything in any of the images.
+    pub(crate) fn licences(&self) -> Result<PathBuf> {
+        let packages = [&RUNTIME_PACKAGES[..], &["truthdb-installer"]].concat();
+        let text = licences::text(&self.root, &self.cache, &self.manifest, &packages)?;
+        let path = self.scratch().join("licences.txt");
+        process::write(&path, text.as_bytes())?;
+        Ok(path)
+    }
+
     /// Writes an artefact with its hash and bill of materials.
     fn publish(&self, name: &str, bytes: &[u8], packages: &[&str]) -> Result<PathBuf> {
         let path = self.out.join(name);
@@ -128,7 +166,8 @@ impl Workshop {
         Ok(path)
     }
 
-    fn describe(&self, name: &str, packages: &[&str]) -> Result<()> {
+    /// Writes the hash and the bill of materials of an artefact.
+    pub(crate) fn describe(&self, name: &str, packages: &[&str]) -> Result<()> {
         let path = self.out.join(name);
         let sha256 = hash::of_file(&path)?;
         let sum = format!("{sha256}  {name}\n");
@@ -144,7 +183,7 @@ impl Workshop {
 }
 
 /// Packages whose crates are in the runtime.
-const RUNTIME_PACKAGES: [&str; 3] = ["truthdb", "truthdb-node", "truthdb-console"];
+pub(crate) const RUNTIME_PACKAGES: [&str; 3] = ["truthdb", "truthdb-node", "truthdb-console"];
 
 /// `truthdb-image kernel`.
 ///
@@ -210,8 +249,8 @@ fn runtime_image(
         debug: options.debug,
         kernel,
         programs,
-        payload: Vec::new(),
-        splash: options.splash.clone(),
+        payload: vec![(LICENCES_PATH.into(), workshop.licences()?)],
+        splash: workshop.splash(options.splash.as_ref())?,
     };
     steps.run("unified kernel image of the runtime", || {
         make_image(workshop, &profile, &release, &RUNTIME_PACKAGES)
@@ -274,8 +313,9 @@ pub(crate) fn iso(options: &Options) -> Result<()> {
         payload: vec![
             ("payload/TruthDBRuntime.efi".into(), runtime),
             ("payload/version".into(), version_file),
+            (LICENCES_PATH.into(), workshop.licences()?),
         ],
-        splash: options.splash.clone(),
+        splash: workshop.splash(options.splash.as_ref())?,
     };
     let image = steps.run("unified kernel image of the installer", || {
         make_image(&workshop, &profile, &release, &["truthdb-installer"])
@@ -283,11 +323,17 @@ pub(crate) fn iso(options: &Options) -> Result<()> {
     let path = workshop.out.join(ISO);
     steps.run("ISO", || {
         let readme = format!(
-            "TruthDB {} installer for 64-bit UEFI machines.\r\n",
+            "TruthDB {} installer for 64-bit UEFI machines.\r\n\
+             LICENCES.TXT says what it is made of, and where the sources of its parts are.\r\n",
             workshop.version
         );
+        let licences = process::read(&workshop.licences()?)?;
+        let files = [
+            ("README.TXT", readme.as_bytes()),
+            ("LICENCES.TXT", &licences[..]),
+        ];
         let image = process::read(&image)?;
-        assemble::iso(&image, &readme, workshop.epoch, &workshop.scratch(), &path)?;
+        assemble::iso(&image, &files, workshop.epoch, &workshop.scratch(), &path)?;
         workshop.describe(
             ISO,
             &[

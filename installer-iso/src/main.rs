@@ -22,11 +22,14 @@ mod hash;
 mod images;
 mod kconfig;
 mod kernel;
+mod licences;
 mod manifest;
 mod options;
 mod process;
 mod profile;
+mod release;
 mod sbom;
+mod splash;
 mod steps;
 mod uki;
 mod userland;
@@ -44,6 +47,7 @@ Usage: truthdb-image <command> [options]
   runtime                      TruthDBRuntime.efi: the installed system
   iso                          truthdb-installer.iso, with the installer and the runtime in it
   disk                         disk images of an installed system: raw, qcow2, fixed VHD
+  release                      everything under one version, with sums, provenance and sources
 
   --kernel FILE     the image's kernel           (default: built, or from the cache)
   --truthdb FILE    the server, static           (default: built)
@@ -51,14 +55,14 @@ Usage: truthdb-image <command> [options]
   --console FILE    truthdb-console, static      (default: built)
   --installer FILE  truthdb-installer, static    (default: built)
   --runtime FILE    TruthDBRuntime.efi, for iso and disk (default: made)
-  --splash FILE     BMP shown before Linux starts
+  --splash FILE     BMP shown before Linux starts  (default: drawn)
   --profile NAME    cargo's profile for what is built (default: release)
   --format NAME     raw, qcow2 or vhd, for disk; may be repeated (default: all)
   --size MIB        size of a disk image                         (default: 8192)
   --config FILE     the server's configuration in a disk image   (default: none; the runtime has one)
   --node-config FILE  the node's configuration in a disk image   (default: none; DHCP)
   --debug           kernel messages and the node's log on the serial console
-  --out DIR         where artefacts go           (default: target/appliance/VERSION)
+  --out DIR         where artefacts go           (default: target/appliance/VERSION; of a release: dist)
 ";
 
 fn main() -> ExitCode {
@@ -81,6 +85,7 @@ fn run() -> Result<()> {
         "runtime" => images::runtime(&options),
         "iso" => images::iso(&options),
         "disk" => images::disk(&options),
+        "release" => release::release(&options),
         other => {
             eprint!("{USAGE}");
             bail!("there is no command {other:?}")

@@ -133,13 +133,21 @@ impl Profile {
         Ok(())
     }
 
-    /// The initramfs: the files below `root`, the programs, BusyBox's names, device nodes.
+    /// The initramfs: `os-release`, the files below `root`, the programs, BusyBox's names, device nodes.
     ///
     /// # Errors
     ///
     /// A file that cannot be read, or a line of `/etc/inittab` that would need a shell.
-    pub(crate) fn initramfs(&self, root: &Path) -> Result<Archive> {
+    pub(crate) fn initramfs(&self, root: &Path, kernel_version: &str) -> Result<Archive> {
         let mut archive = Archive::default();
+        let content = self.os_release(kernel_version).into_bytes();
+        archive.add(
+            "etc/os-release",
+            Node::File {
+                mode: 0o644,
+                content,
+            },
+        )?;
         for directory in self.kind.directories() {
             let mode = if *directory == "tmp" { 0o1777 } else { 0o755 };
             archive.add(directory, Node::Directory { mode })?;
@@ -283,10 +291,14 @@ mod tests {
     fn both_images_are_whole_and_have_no_shell() {
         let folder = tempfile::tempdir().unwrap();
         for kind in [Kind::Runtime, Kind::Installer] {
-            let archive = profile(kind, folder.path()).initramfs(&root()).unwrap();
+            let archive = profile(kind, folder.path())
+                .initramfs(&root(), "6.12")
+                .unwrap();
             let paths: Vec<&str> = archive.entries().map(|(path, _)| path).collect();
             assert!(
-                paths.contains(&"sbin/init") && paths.contains(&"dev/console"),
+                ["sbin/init", "dev/console", "etc/os-release"]
+                    .iter()
+                    .all(|path| paths.contains(path)),
                 "{paths:?}"
             );
             let shells = ["sh", "ash", "bash", "getty", "login"];

@@ -68,7 +68,12 @@ fn component(name: &str, version: &str, license: &str, sha256: Option<&str>) -> 
     component
 }
 
-fn crates(root: &Path, packages: &[&str]) -> Result<Vec<Value>> {
+/// The crates that packages are built from, as components.
+///
+/// # Errors
+///
+/// cargo cannot say.
+pub(crate) fn crates(root: &Path, packages: &[&str]) -> Result<Vec<Value>> {
     if packages.is_empty() {
         return Ok(Vec::new());
     }

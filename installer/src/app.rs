@@ -61,7 +61,7 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
         inbox,
         woken,
     };
-    let mut views = Views::open();
+    let mut views = Views::open(true);
     views.show(&pages::of(&app.session));
     if let Some(code) = app.take(Event::Started) {
         return Ok(code);

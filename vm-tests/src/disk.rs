@@ -53,6 +53,35 @@ pub fn overwrite(disk: &Path, offset: u64, bytes: u64, pattern: u8) -> Result<()
         .arg(disk))
 }
 
+/// Writes bytes to a disk: whole sectors.
+///
+/// # Errors
+///
+/// `qemu-io`'s.
+pub fn write(disk: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
+    let source = disk.with_extension("bytes");
+    std::fs::write(&source, bytes).with_context(|| format!("writing {}", source.display()))?;
+    run(Command::new("qemu-io")
+        .args(["-f", "qcow2", "-c"])
+        .arg(format!(
+            "write -s {} {offset} {}",
+            source.display(),
+            bytes.len()
+        ))
+        .arg(disk))
+}
+
+/// Refuses two disks of different content.
+///
+/// # Errors
+///
+/// Where they differ.
+pub fn same(one: &Path, other: &Path) -> Result<()> {
+    run(Command::new("qemu-img")
+        .args(["compare", "-q", "-f", "qcow2", "-F", "qcow2"])
+        .args([one, other]))
+}
+
 fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let outcome = command.output();

@@ -11,13 +11,18 @@
     reason = "a test harness talks to its user"
 )]
 
+pub mod answers;
+pub mod client;
 pub mod disk;
+pub mod guide;
 pub mod http;
 pub mod load;
 pub mod machine;
 pub mod picture;
 pub mod qmp;
 pub mod spec;
+pub mod terminal;
+pub mod time_server;
 pub mod wait;
 
 pub use machine::Machine;

@@ -1,7 +1,9 @@
 //! A machine while it runs.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -19,7 +21,7 @@ use crate::wait::Deadline;
 /// Bytes of the serial line in a report.
 const TAIL_BYTES: usize = 3000;
 /// Emulation is slower than a processor by about so much, on a busy machine.
-const EMULATION_STRETCH: u32 = 6;
+const EMULATION_STRETCH: u32 = 10;
 /// How long QEMU may take to open its control socket.
 const QMP_WAIT: Duration = Duration::from_secs(60);
 /// Folders with the firmware, as distributions have it: code, variables, code and variables with Secure Boot.
@@ -44,9 +46,10 @@ pub struct Machine {
     child: Child,
     qmp: Qmp,
     folder: PathBuf,
-    port: u16,
+    ports: [u16; 2],
     stretch: u32,
     screens: u32,
+    serial: Option<UnixStream>,
 }
 
 impl Machine {
@@ -57,7 +60,7 @@ impl Machine {
     /// QEMU or the firmware is not installed, or QEMU refuses the spec; it says why.
     pub fn start(spec: &Spec, folder: &Path) -> Result<Machine> {
         std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        for stale in ["qmp", "serial.log", "qemu.log"] {
+        for stale in ["qmp", "serial", "serial.log", "qemu.log"] {
             let path = folder.join(stale);
             if path.exists() {
                 std::fs::remove_file(&path).context("removing what an earlier machine left")?;
@@ -66,14 +69,14 @@ impl Machine {
         let [code, variables] = firmware(spec.secure_boot)?;
         let own = folder.join("variables.fd");
         std::fs::copy(variables, &own).context("copying the firmware's variables")?;
-        let port = free_port()?;
+        let ports = free_ports()?;
         let acceleration = acceleration();
         let arguments = spec.arguments(&Surroundings {
             acceleration,
             code: Path::new(code),
             variables: &own,
             folder,
-            port,
+            ports,
         })?;
         let log = std::fs::File::create(folder.join("qemu.log")).context("making a log")?;
         let child = Command::new("qemu-system-x86_64")
@@ -96,16 +99,23 @@ impl Machine {
             child,
             qmp,
             folder: folder.to_owned(),
-            port,
+            ports,
             stretch,
             screens: 0,
+            serial: None,
         })
     }
 
     /// The port of the host behind which port 7433 of the machine is.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.ports[0]
+    }
+
+    /// The port of the host behind which port 7434 of the machine is.
+    #[must_use]
+    pub fn native_port(&self) -> u16 {
+        self.ports[1]
     }
 
     /// A deadline in time of a real processor, stretched for emulation.
@@ -139,7 +149,7 @@ impl Machine {
     ///
     /// As for [`Machine::wait_for_serial`].
     pub fn wait_for_http(&mut self, path: &str, time: Duration) -> Result<String> {
-        let port = self.port;
+        let port = self.port();
         self.wait(&format!("GET {path} answers 200"), time, |_| {
             let answer = http::get(port, path);
             Ok(answer
@@ -211,6 +221,69 @@ impl Machine {
         self.qmp
             .run("send-key", &json!({ "keys": keys }))
             .map(|_| ())
+    }
+
+    /// Types a text on the machine's keyboard, as on one with the American layout.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's, or a character that is on no key.
+    pub fn type_keys(&mut self, text: &str) -> Result<()> {
+        for c in text.chars() {
+            let lower = c.to_ascii_lowercase().to_string();
+            let key = match c {
+                '-' => "minus",
+                '_' => return self.press(&["shift", "minus"]),
+                c if c.is_ascii_alphanumeric() => lower.as_str(),
+                other => bail!("there is no key for {other:?}"),
+            };
+            if c.is_ascii_uppercase() {
+                self.press(&["shift", key])?;
+            } else {
+                self.press(&[key])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Types bytes on the serial line.
+    ///
+    /// # Errors
+    ///
+    /// QEMU is gone.
+    pub fn type_serial(&mut self, bytes: &[u8]) -> Result<()> {
+        let line = match &mut self.serial {
+            Some(line) => line,
+            none => {
+                let line = UnixStream::connect(self.folder.join("serial"));
+                let line = line.context("connecting to the serial line")?;
+                let mut said = line.try_clone().context("sharing the serial line")?;
+                // It is in the log already; unread, it would stop the machine.
+                std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+                none.insert(line)
+            }
+        };
+        line.write_all(bytes).context("typing on the serial line")
+    }
+
+    /// Takes the medium out of a drive.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn eject(&mut self, disk: usize) -> Result<()> {
+        let arguments = json!({ "id": format!("dev{disk}"), "force": true });
+        self.qmp.run("eject", &arguments).map(|_| ())
+    }
+
+    /// Pulls a disk out of the running machine.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn unplug(&mut self, disk: usize) -> Result<()> {
+        let arguments = json!({ "id": format!("dev{disk}") });
+        self.qmp.run("device_del", &arguments).map(|_| ())
     }
 
     /// What the screen shows.
@@ -373,12 +446,14 @@ fn kvm_runs_firmware() -> Result<bool> {
     Ok(outcome?.unwrap_or(false))
 }
 
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port")?;
-    let port = listener
-        .local_addr()
-        .context("looking for a free port")?
-        .port();
-    ensure!(port != 0, "there is no free port");
-    Ok(port)
+/// Two ports. Both are held until both are known, so that they differ.
+fn free_ports() -> Result<[u16; 2]> {
+    let bind = || TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port");
+    let port = |listener: &TcpListener| -> Result<u16> {
+        let address = listener.local_addr().context("looking for a free port")?;
+        ensure!(address.port() != 0, "there is no free port");
+        Ok(address.port())
+    };
+    let (one, two) = (bind()?, bind()?);
+    Ok([port(&one)?, port(&two)?])
 }

@@ -7,6 +7,7 @@
 )]
 
 mod boot;
+mod install;
 mod medium;
 mod runtime;
 
@@ -19,13 +20,14 @@ use truthdb_vm_tests::machine::acceleration;
 use truthdb_vm_tests::wait::Deadline;
 
 const USAGE: &str = "\
-Usage: truthdb-vm test --disk IMAGE --iso IMAGE --work DIR [--only NAME]...
+Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--only NAME]...
        truthdb-vm list
        truthdb-vm boot FILE [--cd | --usb]
 
   test   Boots the images and looks at them from outside; the last line counts.
          --disk  raw image of an installed system, with vm-tests/config/plain.toml as configuration
-         --iso   the installer's medium
+         --iso   the installer's medium; its unified kernel image lies beside it
+         --truthdb  the program that clients have
          --work  folder for disks, logs and screens of the machines
          --only  the named tests
   boot   Starts a machine with an image, its serial line in this terminal.
@@ -37,6 +39,8 @@ pub(crate) struct Artefacts {
     pub(crate) disk: PathBuf,
     /// The installer's medium.
     pub(crate) iso: PathBuf,
+    /// The program that clients have.
+    pub(crate) truthdb: PathBuf,
     /// Folder for everything that a test makes.
     pub(crate) work: PathBuf,
 }
@@ -48,7 +52,7 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
-const TESTS: [Test; 6] = [
+const TESTS: [Test; 10] = [
     Test {
         name: "power-cut",
         what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
@@ -70,14 +74,34 @@ const TESTS: [Test; 6] = [
         run: runtime::damaged,
     },
     Test {
-        name: "iso-cd",
-        what: "the ISO in a CD drive, an empty disk beside it: the installer's first screen, and no text before it",
-        run: medium::cd,
-    },
-    Test {
         name: "iso-usb",
         what: "the ISO on a USB stick that firmware cannot take for a CD: the installer's first screen",
         run: medium::usb,
+    },
+    Test {
+        name: "install-keys",
+        what: "CD, keyboard: installed, serves with the token shown; power cut; reinstalled with its data by serial line",
+        run: install::by_keys,
+    },
+    Test {
+        name: "install-unattended",
+        what: "no screen, two NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick; fixed address, time server",
+        run: install::unattended,
+    },
+    Test {
+        name: "install-bad-disks",
+        what: "too small, protected, a bad sector, pulled out, power cut in the middle: each is said; a rerun just works",
+        run: install::bad_disks,
+    },
+    Test {
+        name: "install-no-variables",
+        what: "firmware variables out of reach: installed by the kernel's command line, and what is missing is said",
+        run: install::no_variables,
+    },
+    Test {
+        name: "secure-boot",
+        what: "Secure Boot on: the firmware refuses the image, and says so",
+        run: install::secure_boot,
     },
 ];
 
@@ -115,11 +139,13 @@ fn run() -> Result<bool> {
 }
 
 fn test(parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut disk, mut iso, mut work, mut only) = (None, None, None, Vec::new());
+    let (mut disk, mut iso, mut truthdb, mut work) = (None, None, None, None);
+    let mut only = Vec::new();
     while let Some(argument) = parser.next()? {
         match argument {
             Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
             Long("iso") => iso = Some(PathBuf::from(parser.value()?)),
+            Long("truthdb") => truthdb = Some(PathBuf::from(parser.value()?)),
             Long("work") => work = Some(PathBuf::from(parser.value()?)),
             Long("only") => only.push(parser.value()?.string()?),
             other => return Err(other.unexpected().into()),
@@ -134,6 +160,7 @@ fn test(parser: &mut lexopt::Parser) -> Result<bool> {
     let artefacts = Artefacts {
         disk: disk.context("--disk is missing")?,
         iso: iso.context("--iso is missing")?,
+        truthdb: truthdb.context("--truthdb is missing")?,
         work: work.context("--work is missing")?,
     };
     println!("      machines run on {}", acceleration());

@@ -20,11 +20,6 @@ const DISK_BYTES: u64 = 16 << 30;
 /// hides a partition table that is missing; other firmware does not.
 const BOOT_RECORD: std::ops::Range<usize> = 17 * 2048..18 * 2048;
 
-pub(crate) fn cd(artefacts: &Artefacts) -> Result<()> {
-    let folder = folder(artefacts, "iso-cd")?;
-    first_screen(&folder, Disk::new(&artefacts.iso, "raw", Bus::Cd))
-}
-
 pub(crate) fn usb(artefacts: &Artefacts) -> Result<()> {
     let folder = folder(artefacts, "iso-usb")?;
     let mut bytes = std::fs::read(&artefacts.iso).context("reading the ISO")?;

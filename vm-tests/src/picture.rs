@@ -5,6 +5,11 @@ use anyhow::{Context as _, Result, ensure};
 /// Height and width of a character of the firmware's and the kernel's console.
 const CELL: (usize, usize) = (8, 16);
 
+/// The colour of the appliance's mark: red, green, blue.
+const ACCENT: [u8; 3] = [0x3d, 0xd1, 0xb6];
+/// So many pixels of it are in the splash at least.
+const ACCENT_PIXELS_MIN: usize = 200;
+
 /// A picture with 8 bits for each of red, green and blue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
@@ -69,6 +74,20 @@ impl Picture {
         coloured.count() * 100 >= self.width * self.height
     }
 
+    /// Whether it is the appliance's picture on black, as the boot stub shows it: some of the mark's colour, and nothing
+    /// in the corners.
+    #[must_use]
+    pub fn is_splash(&self) -> bool {
+        let accent = self.pixels.chunks_exact(3).filter(|p| **p == ACCENT);
+        let corners = [0, self.width.saturating_sub(1)];
+        let last_row = self.width * self.height.saturating_sub(1);
+        let is_black = |at: usize| self.pixels.get(at * 3..at * 3 + 3) == Some(&[0, 0, 0][..]);
+        let black = corners
+            .iter()
+            .all(|at| is_black(*at) && is_black(last_row + at));
+        black && accent.count() >= ACCENT_PIXELS_MIN
+    }
+
     /// Rows of characters in the first column of a text console: cells that have nothing but the console's grey and
     /// black, and some of each. A picture that is drawn has other colours, or nothing there.
     #[must_use]
@@ -122,6 +141,18 @@ mod tests {
         ] {
             assert!(Picture::parse(bad).is_err());
         }
+    }
+
+    #[test]
+    fn the_splash_is_the_mark_on_black() {
+        let mut screen = black(64, 64);
+        assert!(!screen.is_splash());
+        for pixel in screen.pixels.chunks_exact_mut(3).skip(640).take(300) {
+            pixel.copy_from_slice(&ACCENT);
+        }
+        assert!(screen.is_splash());
+        screen.pixels[..3].copy_from_slice(&[10, 10, 10]);
+        assert!(!screen.is_splash());
     }
 
     #[test]

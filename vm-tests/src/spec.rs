@@ -15,6 +15,8 @@ pub enum Bus {
     Ahci,
     /// A stick on a USB 3 controller.
     Usb,
+    /// A disk on a USB 3 controller.
+    UsbDisk,
     /// A CD drive behind an AHCI controller.
     Cd,
 }
@@ -68,6 +70,12 @@ pub struct Spec {
     pub secure_boot: bool,
     /// Whether a restart of the machine ends QEMU.
     pub ends_at_reboot: bool,
+    /// What the machine's clock says at power on, as `2000-01-01T00:00:00`; `None`: the time of the host.
+    pub clock: Option<&'static str>,
+    /// The address of the machine that ports are forwarded to; `None`: the one that DHCP gives.
+    pub guest_address: Option<&'static str>,
+    /// A unified kernel image and its command line, started by the firmware in place of a disk.
+    pub kernel: Option<(PathBuf, String)>,
     /// More arguments.
     pub more: Vec<String>,
 }
@@ -82,6 +90,9 @@ impl Default for Spec {
             network: true,
             secure_boot: false,
             ends_at_reboot: false,
+            clock: None,
+            guest_address: None,
+            kernel: None,
             more: Vec::new(),
         }
     }
@@ -97,8 +108,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) variables: &'a Path,
     /// Folder of sockets and logs.
     pub(crate) folder: &'a Path,
-    /// The forwarded port of the host.
-    pub(crate) port: u16,
+    /// The forwarded ports of the host: HTTP and gRPC, and the native protocol.
+    pub(crate) ports: [u16; 2],
 }
 
 impl Spec {
@@ -134,12 +145,12 @@ impl Spec {
             add(&["-drive", &flash]);
         }
         let folder = plain(around.folder)?;
-        add(&[
-            "-display",
-            "none",
-            "-serial",
-            &format!("file:{folder}/serial.log"),
-        ]);
+        // What the line says is kept whether somebody listens or not.
+        let serial = format!(
+            "socket,id=serial,path={folder}/serial,server=on,wait=off,logfile={folder}/serial.log"
+        );
+        add(&["-display", "none"]);
+        add(&["-chardev", &serial, "-serial", "chardev:serial"]);
         add(&["-qmp", &format!("unix:{folder}/qmp,server=on,wait=off")]);
         if self.screen {
             add(&["-device", "VGA,edid=on,xres=1024,yres=768"]);
@@ -149,7 +160,12 @@ impl Spec {
             add(&["-device", "usb-kbd,bus=usb.0"]);
         }
         if self.network {
-            let user = format!("user,id=net,hostfwd=tcp:127.0.0.1:{}-:7433", around.port);
+            let [http, native] = around.ports;
+            let to = self.guest_address.unwrap_or_default();
+            let user = format!(
+                "user,id=net,hostfwd=tcp:127.0.0.1:{http}-{to}:7433,\
+                 hostfwd=tcp:127.0.0.1:{native}-{to}:7434"
+            );
             add(&[
                 "-netdev",
                 &user,
@@ -161,6 +177,12 @@ impl Spec {
         for (at, disk) in self.disks.iter().enumerate() {
             let [drive, device] = disk_arguments(at, disk)?;
             add(&["-drive", &drive, "-device", &device]);
+        }
+        if let Some(clock) = self.clock {
+            add(&["-rtc", &format!("base={clock}")]);
+        }
+        if let Some((image, command_line)) = &self.kernel {
+            add(&["-kernel", plain(image)?, "-append", command_line]);
         }
         if self.ends_at_reboot {
             add(&["-no-reboot"]);
@@ -189,7 +211,7 @@ fn disk_arguments(at: usize, disk: &Disk) -> Result<[String; 2]> {
     let drive =
         format!("if=none,id=disk{at},format={format},readonly={read_only},discard=unmap,{file}");
     let sectors = format!("logical_block_size={sector_bytes},physical_block_size={sector_bytes}");
-    let boot = format!("drive=disk{at},bootindex={}", at + 1);
+    let boot = format!("id=dev{at},drive=disk{at},bootindex={}", at + 1);
     ensure!(
         *sector_bytes == 512 || matches!(bus, Bus::Virtio | Bus::Nvme),
         "sectors of {sector_bytes} bytes are for virtio and NVMe"
@@ -201,6 +223,9 @@ fn disk_arguments(at: usize, disk: &Disk) -> Result<[String; 2]> {
         Bus::Ahci => format!("ide-hd,bus=ide.{at},{boot},serial=TDB-SATA-{at}"),
         Bus::Cd => format!("ide-cd,bus=ide.{at},{boot}"),
         Bus::Usb => format!("usb-storage,bus=usb.0,removable=on,{boot}"),
+        Bus::UsbDisk => {
+            format!("usb-storage,bus=usb.0,removable=off,{boot},serial=TDB-USB-{at}")
+        }
     };
     Ok([drive, device])
 }
@@ -221,7 +246,7 @@ mod tests {
             code: Path::new("/f/code.fd"),
             variables: Path::new("/m/vars.fd"),
             folder: Path::new("/m"),
-            port: 4711,
+            ports: [4711, 4712],
         };
         spec.arguments(&around).unwrap().join(" ")
     }
@@ -247,10 +272,13 @@ mod tests {
         };
         let line = line(&spec);
         assert!(
-            line.contains("ide-cd,bus=ide.0,drive=disk0,bootindex=1"),
+            line.contains("ide-cd,bus=ide.0,id=dev0,drive=disk0,bootindex=1"),
             "{line}"
         );
-        assert!(line.contains("nvme,drive=disk1,bootindex=2"), "{line}");
+        assert!(
+            line.contains("nvme,id=dev1,drive=disk1,bootindex=2"),
+            "{line}"
+        );
         assert!(line.contains("readonly=on") && line.contains("format=qcow2,readonly=off"));
     }
 

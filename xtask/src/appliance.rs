@@ -85,6 +85,14 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(true)
 }
 
+/// `cargo xtask release`: the options are passed on.
+pub(crate) fn release(parser: &mut lexopt::Parser) -> Result<bool> {
+    let words: Vec<OsString> = parser.raw_args()?.collect();
+    build_packages()?;
+    image_tool("release", &words)?;
+    Ok(true)
+}
+
 /// `cargo xtask vm`: builds the images and boots them.
 pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     let mut only = Vec::new();
@@ -172,6 +180,8 @@ fn boot_tests(only: &[String]) -> Result<Count> {
     words.push(folder.join("truthdb.raw").into_os_string());
     words.push("--iso".into());
     words.push(folder.join("truthdb-installer.iso").into_os_string());
+    words.push("--truthdb".into());
+    words.push(folder.join("parts/programs/truthdb").into_os_string());
     words.push("--work".into());
     words.push(target_dir().join("appliance/vm").into_os_string());
     for name in only {

@@ -63,6 +63,9 @@ Usage: cargo xtask <command> [options]
   vm     [--only NAME]...
          Build the images, and test them in virtual machines.
 
+  release [--out DIR]
+         Everything that is published, under one version, with sums, bills of materials, provenance and sources.
+
   bench ...     `truthdb bench`, optimised
   flights ...   load the flights into a running server, or `--verify` them
 ";
@@ -96,6 +99,7 @@ fn run() -> Result<bool> {
         "kernel" => appliance::kernel(&mut parser),
         "image" => appliance::image(&mut parser),
         "vm" => appliance::vm(&mut parser),
+        "release" => appliance::release(&mut parser),
         "tidy" => {
             no_more(&mut parser)?;
             tidy::main()

@@ -31,9 +31,18 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// A program to be started in the root of the repository.
+///
+/// What the outer cargo says about *this* package is taken away: build scripts that watch it (ring's does) would
+/// otherwise run again, and everything that depends on them, whenever cargo is started from elsewhere.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command
 }
 

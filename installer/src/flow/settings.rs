@@ -92,7 +92,7 @@ impl Field {
             Field::Gateway => "an address; empty for none",
             Field::Dns => "an address; empty for none",
             Field::Partitions => "1 to 256; fixed for ever",
-            Field::TimeServer => "a name or address; empty for none",
+            Field::TimeServer => "a name or address, with :port if not 123",
             Field::SerialConsole => "yes or no",
         }
     }
@@ -192,7 +192,7 @@ impl Form {
                 "a number from 1 to 256",
             ),
             Field::TimeServer => wrong(
-                value.is_empty() || value.parse::<IpAddr>().is_ok() || is_domain(value),
+                value.is_empty() || is_time_server(value),
                 "a host's name or address, or nothing",
             ),
             Field::SerialConsole => wrong(yes_or_no(value).is_some(), "yes or no"),
@@ -262,6 +262,16 @@ fn is_domain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_hostname)
 }
 
+/// A host, with a port behind a colon if it is not the usual one.
+fn is_time_server(text: &str) -> bool {
+    let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || is_domain(host);
+    let with_port = text.rsplit_once(':');
+    is_host(text)
+        || with_port.is_some_and(|(host, port)| {
+            is_domain(host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+        })
+}
+
 fn is_prefixed_address(text: &str) -> bool {
     let Some((address, prefix)) = text.split_once('/') else {
         return false;
@@ -297,6 +307,7 @@ mod tests {
                 dns: String::new(),
             },
             serial_console: false,
+            time_server: "192.0.2.1:1123".into(),
             ..settings()
         };
         for settings in [settings(), fixed] {
@@ -311,7 +322,10 @@ mod tests {
             (Field::Address, &["", "10.0.0.1", "10.0.0.1/33", "dhcp6"]),
             (Field::Gateway, &["here"]),
             (Field::Partitions, &["0", "257", "-1", "x"]),
-            (Field::TimeServer, &["a..b", "a b"]),
+            (
+                Field::TimeServer,
+                &["a..b", "a b", "a:", "a:0", "a:x", ":1"],
+            ),
             (Field::SerialConsole, &["maybe", ""]),
         ] {
             for value in values {

@@ -83,15 +83,16 @@ pub struct Views {
 
 impl Views {
     /// Opens what there is. Without a screen and without a terminal there still are keys to wait for,
-    /// and a screen may be plugged in.
+    /// and a screen may be plugged in. The terminal is used only if that is wanted.
     #[must_use]
-    pub fn open() -> Views {
-        let terminal = match Terminal::standard() {
-            Ok(terminal) => Some(terminal),
-            Err(error) => {
+    pub fn open(with_terminal: bool) -> Views {
+        let terminal = match with_terminal.then(Terminal::standard) {
+            Some(Ok(terminal)) => Some(terminal),
+            Some(Err(error)) => {
                 tracing::info!("no terminal: {error}");
                 None
             }
+            None => None,
         };
         let mut views = Views {
             renderer: Rc::new(Renderer::new()),

@@ -1,0 +1,221 @@
+//! Drives the installer from outside, as a person does: reads its pages on the serial line, presses keys on a keyboard
+//! or types on the line.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::terminal;
+use crate::{Machine, Spec};
+
+/// From power on to the first page, on a real processor.
+const BOOT: Duration = Duration::from_secs(60);
+/// From a key to the page behind it.
+const PAGE: Duration = Duration::from_secs(30);
+/// From the confirmation to the last page.
+const INSTALL: Duration = Duration::from_secs(120);
+/// What stands on the page of an error.
+const ERROR: &str = "This did not work";
+
+/// How keys get into the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// On a USB keyboard.
+    Keyboard,
+    /// On the serial line.
+    Serial,
+}
+
+/// A running installer.
+#[derive(Debug)]
+pub struct Guide {
+    /// The machine it runs on.
+    pub machine: Machine,
+    keys: Keys,
+    keep_screens: bool,
+}
+
+impl Guide {
+    /// Starts a machine and waits for the installer.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn start(spec: &Spec, folder: &Path, keys: Keys) -> Result<Guide> {
+        let machine = Machine::start(spec, folder)?;
+        Ok(Guide {
+            keep_screens: spec.screen,
+            machine,
+            keys,
+        })
+    }
+
+    /// The page on the serial line.
+    #[must_use]
+    pub fn page(&self) -> String {
+        terminal::page(&self.machine.serial())
+    }
+
+    /// Waits for the first page.
+    ///
+    /// # Errors
+    ///
+    /// It does not come.
+    pub fn wait_for_welcome(&mut self) -> Result<String> {
+        self.wait_within("Install TruthDB on this machine", BOOT)
+    }
+
+    /// Waits for a page that has a text; the page. Its screen is kept.
+    ///
+    /// # Errors
+    ///
+    /// The deadline passed, or the installer shows an error instead.
+    pub fn wait_for(&mut self, text: &str) -> Result<String> {
+        self.wait_within(text, PAGE)
+    }
+
+    /// Waits for the end of an installation; the last page.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Guide::wait_for`].
+    pub fn wait_for_end(&mut self, text: &str) -> Result<String> {
+        self.wait_within(text, INSTALL)
+    }
+
+    /// Waits for an error, and leaves it for the first page; the page of the error.
+    ///
+    /// # Errors
+    ///
+    /// None came, or there is no way on.
+    pub fn wait_for_error(&mut self) -> Result<String> {
+        let page = self.wait_within(ERROR, INSTALL)?;
+        self.escape()?;
+        self.machine.wait("the error is left", PAGE, |machine| {
+            let page = terminal::page(&machine.serial());
+            Ok((!page.contains(ERROR)).then_some(()))
+        })?;
+        Ok(page)
+    }
+
+    fn wait_within(&mut self, text: &str, time: Duration) -> Result<String> {
+        let found = self
+            .machine
+            .wait(&format!("a page says {text:?}"), time, |machine| {
+                let page = terminal::page(&machine.serial());
+                if page.contains(ERROR) && text != ERROR {
+                    bail!("the installer shows an error:\n{page}");
+                }
+                Ok(page.contains(text).then_some(page))
+            })?;
+        if self.keep_screens {
+            let name: String = text
+                .chars()
+                .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+                .collect();
+            self.machine
+                .keep_screen(&name)
+                .context("keeping a screen")?;
+        }
+        Ok(found)
+    }
+
+    /// Presses Enter.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn enter(&mut self) -> Result<()> {
+        self.key("ret", b"\r")
+    }
+
+    /// Presses the arrow down.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn down(&mut self) -> Result<()> {
+        self.key("down", b"\x1b[B")
+    }
+
+    /// Presses Escape.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn escape(&mut self) -> Result<()> {
+        self.key("esc", b"\x1b")
+    }
+
+    fn key(&mut self, key: &str, bytes: &[u8]) -> Result<()> {
+        match self.keys {
+            Keys::Keyboard => self.machine.press(&[key]),
+            Keys::Serial => self.machine.type_serial(bytes),
+        }
+    }
+
+    /// Types a text, and waits until it stands on the page: keys are not pressed faster than they are read.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's, or it does not get there.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
+        match self.keys {
+            Keys::Keyboard => self.machine.type_keys(text)?,
+            Keys::Serial => self.machine.type_serial(text.as_bytes())?,
+        }
+        self.wait_for(&format!("> {text}_")).map(|_| ())
+    }
+
+    /// From the first page to the confirmation of a disk that is named by a part of its title.
+    ///
+    /// # Errors
+    ///
+    /// A page that does not come.
+    pub fn choose(&mut self, disk: &str) -> Result<()> {
+        self.enter()?;
+        self.wait_for("Choose the disk for TruthDB")?;
+        self.mark(disk)?;
+        self.enter()
+    }
+
+    /// Moves the mark to a disk.
+    ///
+    /// # Errors
+    ///
+    /// No such disk.
+    pub fn mark(&mut self, disk: &str) -> Result<()> {
+        let disks = self.page().lines().count();
+        for _ in 0..disks {
+            let page = self.page();
+            let marked = page.lines().find(|line| line.starts_with("> "));
+            if marked.is_some_and(|line| line.contains(disk)) {
+                return Ok(());
+            }
+            let before = marked.map(str::to_owned);
+            self.down()?;
+            self.machine.wait("the mark moves", PAGE, |machine| {
+                let page = terminal::page(&machine.serial());
+                let now = page.lines().find(|line| line.starts_with("> "));
+                Ok((now.map(str::to_owned) != before).then_some(()))
+            })?;
+        }
+        bail!("there is no disk {disk:?} on the page:\n{}", self.page())
+    }
+
+    /// Types the words that erase a disk, and starts. They are asked for on the page.
+    ///
+    /// # Errors
+    ///
+    /// A page that does not come.
+    pub fn confirm(&mut self) -> Result<()> {
+        let page = self.wait_for("To go on, type")?;
+        let asked = page.split("To go on, type").nth(1).unwrap_or_default();
+        let asked = asked.split(':').next().unwrap_or_default();
+        let words = asked.split_whitespace().next_back();
+        let words = words.context("the page does not say what to type")?;
+        self.type_text(words)?;
+        self.enter()
+    }
+}
