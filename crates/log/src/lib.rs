@@ -51,6 +51,7 @@ mod source;
 mod table;
 mod verify;
 mod verify_heads;
+mod verify_report;
 mod verify_walk;
 
 pub use active_index::*;
@@ -79,6 +80,7 @@ pub use scan::{SCAN_DEPTH, SCAN_WINDOW_BYTES, ScannedBatch, SegmentScan};
 pub use seal::*;
 pub use segment::*;
 pub use verify::*;
+pub use verify_report::*;
 
 #[cfg(test)]
 mod test_golden;

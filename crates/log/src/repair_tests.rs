@@ -10,7 +10,8 @@ use crate::merkle::ZERO_HASH;
 use crate::pack::Compression;
 use crate::seal::{SealRequest, seal_segment};
 use crate::test_log::{Shape, TestEvent, TestLog};
-use crate::verify::{Severity, verify_database};
+use crate::verify::verify_database;
+use crate::verify_report::Severity;
 
 const SMALL: Shape = Shape {
     batches: 6,
@@ -111,7 +112,7 @@ impl Fixture {
     }
 
     fn worst(&self) -> Option<Severity> {
-        let mut go_on = |_: crate::verify::VerifyProgress<'_>| ControlFlow::Continue(());
+        let mut go_on = |_: crate::verify_report::VerifyProgress<'_>| ControlFlow::Continue(());
         let report = verify_database(&self.storage(), &self.manifest, &[], true, &mut go_on);
         report.severity()
     }

@@ -13,7 +13,8 @@ use crate::keys::KeySeed;
 use crate::manifest::Manifest;
 use crate::paged::IndexError;
 use crate::segment::{Footer, index_dir};
-use crate::verify::{LOOK, REBUILD, Severity, with_causes};
+use crate::verify::{LOOK, REBUILD, with_causes};
+use crate::verify_report::Severity;
 
 /// How often the runs of an open database are looked at, if merges take files away meanwhile.
 const ATTEMPTS: u32 = 5;
