@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use truthdb_io::{AlignedBuf, OpenMode, World};
 use truthdb_log::{
-    ActiveIndex, Compression, HeadRuns, Manifest, Place, SealRequest, SegmentHeader, SegmentKind,
-    TrimPoint, seal_segment, segment_index_path, segment_new_path, write_trim_point,
+    ActiveIndex, Compression, HeadRuns, Manifest, Place, SealRequest, SealStep, SegmentHeader,
+    SegmentKind, TrimPoint, seal_segment_beside, segment_index_path, segment_new_path,
+    write_trim_point,
 };
 
 use crate::append::TRIM_STREAM;
@@ -38,6 +39,11 @@ enum SealFailure {
     Heads(#[from] truthdb_log::HeadsError),
 }
 
+/// So many closed segments, and seals hurry: they read ahead, and do not pause.
+const HURRY_AT: usize = 2;
+/// Pause after each MiB that a seal has written: a flush of an append is not to find much more than that.
+const WRITE_PAUSE: Duration = Duration::from_millis(4);
+
 /// See the module's description.
 pub(crate) struct Maintenance {
     world: World,
@@ -53,6 +59,8 @@ pub(crate) struct Maintenance {
     stored_trims: Vec<Option<TrimPoint>>,
     manifest: Manifest,
     retention_at: u64,
+    /// Whether it runs beside writers, on a thread of its own.
+    is_paced: bool,
 }
 
 impl Maintenance {
@@ -78,11 +86,13 @@ impl Maintenance {
             stored_trims,
             manifest,
             retention_at: 0,
+            is_paced: false,
         }
     }
 
     /// Works until the engine is shut down and nothing closed is left unsealed.
     pub(crate) fn run(mut self) {
+        self.is_paced = true;
         if let Err(error) = truthdb_io::lower_current_thread_priority() {
             tracing::debug!(error = %error, "the maintenance thread keeps the priority of the others");
         }
@@ -119,23 +129,21 @@ impl Maintenance {
         self.retry_at[index] = self.world.clock.monotonic_ns() + interval;
     }
 
+    fn may_prepare(&self, index: usize, shared: &PartitionShared) -> bool {
+        self.config.ingest
+            && shared.needs_prepared()
+            && !self.signal.is_stopping()
+            && self.is_due(index)
+            && !matches!(shared.state(), PartitionState::Stopped { .. })
+    }
+
     /// Makes the file of the next segment ahead of its use.
     fn prepare(&mut self, index: usize, shared: &PartitionShared) -> bool {
-        if !self.config.ingest
-            || !shared.needs_prepared()
-            || self.signal.is_stopping()
-            || !self.is_due(index)
-            || matches!(shared.state(), PartitionState::Stopped { .. })
-        {
+        if !self.may_prepare(index, shared) {
             return false;
         }
-        let last = shared
-            .view()
-            .segments
-            .last()
-            .map_or(0, |segment| segment.number);
-        let new_path = segment_new_path(shared.partition, last + 1);
-        match self.make_segment_file(shared, last + 1, &new_path) {
+        let (number, new_path) = next_segment(shared);
+        match self.make_segment_file(shared, number, &new_path) {
             Ok(prepared) => {
                 shared.put_prepared(prepared);
                 true
@@ -275,7 +283,11 @@ impl Maintenance {
                 key_check: self.files.hasher.seed().check(),
                 index: &index,
             };
-            seal_segment(&self.world.storage, &request)?
+            let is_gentle = shared.closed_segments() < HURRY_AT;
+            let mut failed = false;
+            seal_segment_beside(&self.world.storage, &request, is_gentle, &mut |step| {
+                self.while_sealing(shared, step, &mut failed);
+            })?
         };
         add(&shared.counters.seals, 1);
         add(
@@ -294,6 +306,26 @@ impl Maintenance {
         shared.queue.wake();
         recycle(shared, old, body);
         Ok(())
+    }
+
+    /// After each MiB of a seal: next segments are made where the writer took the last one, since it cannot wait for the
+    /// seal; and what is written is spread over time, as long as no other segment waits. What fails is left to
+    /// [`Maintenance::prepare`], after the seal.
+    fn while_sealing(&self, shared: &PartitionShared, step: SealStep, failed: &mut bool) {
+        for (index, other) in self.partitions.iter().enumerate() {
+            if *failed || !self.may_prepare(index, other) {
+                continue;
+            }
+            let (number, new_path) = next_segment(other);
+            match self.make_segment_file(other, number, &new_path) {
+                Ok(prepared) => other.put_prepared(prepared),
+                Err(_) => *failed = true,
+            }
+        }
+        let is_alone = shared.closed_segments() < HURRY_AT && !self.signal.is_stopping();
+        if self.is_paced && step == SealStep::Written && is_alone {
+            std::thread::sleep(WRITE_PAUSE);
+        }
     }
 
     /// Merges four runs of stream heads into one, if there are.
@@ -389,6 +421,13 @@ impl Maintenance {
         }
         false
     }
+}
+
+/// Number of the segment after the newest one, and the path of its file until it is entered.
+fn next_segment(shared: &PartitionShared) -> (u32, String) {
+    let view = shared.view();
+    let number = view.segments.last().map_or(0, |segment| segment.number) + 1;
+    (number, segment_new_path(shared.partition, number))
 }
 
 /// Keeps the memory of an index that no reader uses any more.

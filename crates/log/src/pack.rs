@@ -221,6 +221,11 @@ impl PackWriter {
         self.buf_offset + self.filled as u64
     }
 
+    /// Bytes handed to the device so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.buf_offset
+    }
+
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let (now, rest) = bytes.split_at(bytes.len().min(WRITE_BYTES - self.filled));

@@ -43,7 +43,7 @@ use crate::merkle::Hash;
 use crate::pack::{Compression, PackWriter, PackedSize, sealed_file_bytes};
 use crate::paged::IndexError;
 use crate::reader::SegmentReader;
-use crate::scan::SegmentScan;
+use crate::scan::{ScannedBatch, SegmentScan};
 use crate::segment::{
     FOOTER_BYTES, Footer, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, TrimPoint,
     encode_sparse_index, index_dir, segment_new_path, segment_path,
@@ -143,9 +143,46 @@ pub fn segment_binding(footer: &Footer, key_check: u64) -> SegmentBinding {
     }
 }
 
-/// Seals a closed segment and writes its index file; see the module's documentation for the order.
-/// Reads the segment
-/// twice (once more to pack it) through a queue of its own; memory: 12 MiB and the tree of one batch.
+/// What a seal did last; after each MiB or so it says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SealStep {
+    /// Read and checked.
+    Read,
+    /// Written.
+    Written,
+}
+
+/// How a seal behaves beside appends.
+struct Beside<'a> {
+    /// One small read of the device at a time.
+    is_gentle: bool,
+    meanwhile: &'a mut dyn FnMut(SealStep),
+}
+
+impl Beside<'_> {
+    fn scan(
+        &self,
+        storage: &Arc<dyn Storage>,
+        file: &Arc<dyn File>,
+        header: &SegmentHeader,
+        data_end: u64,
+    ) -> Result<SegmentScan, ReadError> {
+        let scan = SegmentScan::new(storage.as_ref(), Arc::clone(file), header, data_end)?;
+        Ok(if self.is_gentle { scan.gentle() } else { scan })
+    }
+
+    /// The next batch; tells when it begins another MiB.
+    fn next_batch(&mut self, scan: &mut SegmentScan) -> Result<Option<ScannedBatch>, ReadError> {
+        let before = SegmentScan::position(scan) >> 20;
+        let batch = scan.next_batch()?;
+        if SegmentScan::position(scan) >> 20 > before {
+            (self.meanwhile)(SealStep::Read);
+        }
+        Ok(batch)
+    }
+}
+
+/// As [`seal_segment_beside`], with the device to itself.
 ///
 /// # Errors
 ///
@@ -154,6 +191,28 @@ pub fn seal_segment(
     storage: &Arc<dyn Storage>,
     request: &SealRequest<'_>,
 ) -> Result<Sealed, SealError> {
+    seal_segment_beside(storage, request, false, &mut |_| {})
+}
+
+/// Seals a closed segment and writes its index file; see the module's documentation for the order.
+/// Reads the segment
+/// twice (once more to pack it) through a queue of its own; memory: 12 MiB and the tree of one batch.
+/// `is_gentle`: one small read at a time, since appends need the device. `meanwhile` is called after every MiB or so, may
+/// do other work, and may take its time.
+///
+/// # Errors
+///
+/// [`SealError`]; nothing is lost.
+pub fn seal_segment_beside(
+    storage: &Arc<dyn Storage>,
+    request: &SealRequest<'_>,
+    is_gentle: bool,
+    meanwhile: &mut dyn FnMut(SealStep),
+) -> Result<Sealed, SealError> {
+    let mut beside = Beside {
+        is_gentle,
+        meanwhile,
+    };
     let (reader, header) = SegmentReader::open(storage.as_ref(), request.place)?;
     let bytes_before = reader
         .file()
@@ -165,7 +224,14 @@ pub fn seal_segment(
             bytes_before,
             bytes_after: bytes_before,
         },
-        None => seal_data(storage, request, &reader, &header, bytes_before)?,
+        None => seal_data(
+            storage,
+            request,
+            &reader,
+            &header,
+            bytes_before,
+            &mut beside,
+        )?,
     };
     check_against(request, reader.path(), &sealed.footer)?;
     let path = segment_index_path(request.place.partition, request.place.segment);
@@ -210,22 +276,14 @@ fn seal_data(
     reader: &SegmentReader,
     header: &SegmentHeader,
     bytes_before: u64,
+    beside: &mut Beside<'_>,
 ) -> Result<Sealed, SealError> {
-    let scan = || {
-        SegmentScan::new(
-            storage.as_ref(),
-            Arc::clone(reader.file()),
-            header,
-            request.data_end,
-        )
-        .map(SegmentScan::gentle)
-    };
     let (mut digest, mut packed) = (
         Digest::new(SegmentKind::Active, header.base_sequence),
         PackedSize::default(),
     );
-    let mut batches = scan()?;
-    while let Some(scanned) = batches.next_batch()? {
+    let mut batches = beside.scan(storage, reader.file(), header, request.data_end)?;
+    while let Some(scanned) = beside.next_batch(&mut batches)? {
         digest.add(&scanned);
         packed.add(&scanned.batch);
     }
@@ -258,7 +316,9 @@ fn seal_data(
     let may_save = request.compression != Compression::None
         || saves_enough(packed.file_bytes(), in_place_bytes);
     if may_save && digest.event_count > 0 {
-        let packed = pack(storage, request, header, scan()?, &footer, in_place_bytes)?;
+        let batches = beside.scan(storage, reader.file(), header, request.data_end)?;
+        let source = (header, batches);
+        let packed = pack(storage, request, source, &footer, in_place_bytes, beside)?;
         if let Some((footer, bytes_after)) = packed {
             return Ok(Sealed {
                 footer,
@@ -304,10 +364,10 @@ fn write_in_place(file: &Arc<dyn File>, footer: &Footer, sparse: &[u8]) -> io::R
 fn pack(
     storage: &Arc<dyn Storage>,
     request: &SealRequest<'_>,
-    header: &SegmentHeader,
-    mut batches: SegmentScan,
+    (header, mut batches): (&SegmentHeader, SegmentScan),
     footer: &impl Fn(SegmentKind, u64, u64) -> Footer,
     in_place_bytes: u64,
+    beside: &mut Beside<'_>,
 ) -> Result<Option<(Footer, u64)>, SealError> {
     let Place {
         partition, segment, ..
@@ -325,8 +385,12 @@ fn pack(
         let failed = || io_error(&new_path, "packing");
         let mut writer =
             PackWriter::new(file, &packed_header, request.compression).map_err(failed())?;
-        while let Some(scanned) = batches.next_batch()? {
+        while let Some(scanned) = beside.next_batch(&mut batches)? {
+            let before = writer.written_bytes();
             writer.push(&scanned.batch).map_err(failed())?;
+            if writer.written_bytes() > before {
+                (beside.meanwhile)(SealStep::Written);
+            }
         }
         let footer = |data_end, entries| footer(SegmentKind::Packed, data_end, entries);
         writer.finish(footer).map_err(failed())
@@ -344,7 +408,7 @@ fn pack(
         }
         Err(error) => return Err(error),
     };
-    check_packed(storage, request.place, &new_path, &footer)?;
+    check_packed(storage, request.place, &new_path, &footer, beside)?;
     storage
         .durable_rename(&new_path, &path)
         .map_err(io_error(&path, "renaming"))?;
@@ -371,6 +435,7 @@ fn check_packed(
     place: Place,
     path: &str,
     expected: &Footer,
+    beside: &mut Beside<'_>,
 ) -> Result<(), SealError> {
     let differs = |field| SealError::ReadBack {
         path: path.to_owned(),
@@ -390,8 +455,8 @@ fn check_packed(
     }
     let sparse = reader.sparse_index(expected)?;
     let mut digest = Digest::new(SegmentKind::Packed, expected.base_sequence);
-    let mut scan = SegmentScan::new(storage.as_ref(), file, &header, expected.data_end)?.gentle();
-    while let Some(scanned) = scan.next_batch()? {
+    let mut scan = beside.scan(storage, &file, &header, expected.data_end)?;
+    while let Some(scanned) = beside.next_batch(&mut scan)? {
         digest.add(&scanned);
     }
     match digest.difference(expected, &sparse) {

@@ -307,3 +307,35 @@ fn an_error_at_any_operation_is_reported_and_loses_nothing() {
         }
     }
 }
+
+#[test]
+fn a_seal_tells_what_it_does_and_gives_the_same_bytes_whatever_its_pace() {
+    // More than two MiB, to be packed and to stay in place.
+    let of_events = |events, batches| Shape {
+        batches,
+        events,
+        payload: 640,
+        noise: true,
+    };
+    for shape in [of_events(90, 60), of_events(1, 2500)] {
+        let mut files = Vec::new();
+        for is_gentle in [false, true] {
+            let sim = SimWorld::new(1);
+            let segment = TestLog::new().segment(shape);
+            segment.write(&sim);
+            let (mut read, mut written) = (0, 0);
+            let request = request(&segment, Compression::None);
+            let mut count = |step| match step {
+                SealStep::Read => read += 1,
+                SealStep::Written => written += 1,
+            };
+            let sealed =
+                seal_segment_beside(&storage(&sim), &request, is_gentle, &mut count).unwrap();
+            let is_packed = sealed.footer.kind == SegmentKind::Packed;
+            assert_eq!(is_packed, shape.events == 1);
+            assert!(read >= 2 && (written >= 1) == is_packed, "{read} {written}");
+            files.push(sim.read_file(&segment_path(0, 1)).unwrap());
+        }
+        assert_eq!(files[0], files[1]);
+    }
+}
