@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -206,25 +207,34 @@ fn grpc_event(event: truthdb_event::EventBuilder<'_>) -> Result<v1::NewEvent, Fa
     })
 }
 
+/// Pause before an append that was refused for the time being is tried again, as a client does it.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
 async fn append_to_engine(engine: &Engine, bytes: Vec<u8>) -> Result<(), Failure> {
-    let events = EncodedEvents {
-        bytes: bytes.into(),
-        ..EncodedEvents::default()
-    };
-    let batch = engine
-        .prepare(None, events)
-        .map_err(|error| failed("the engine refuses the batch", error))?;
-    let (sender, receiver) = oneshot::channel();
-    let sink = Arc::new(OneShot(Mutex::new(Some(sender))));
-    engine
-        .append(batch, sink, 0)
-        .map_err(|(error, _)| failed("the engine refuses the append", error))?;
-    let outcome = receiver
-        .await
-        .map_err(|error| failed("the engine lost an append", error))?;
-    outcome
-        .map(|_| ())
-        .map_err(|error| failed("an append failed", error))
+    let bytes = bytes::Bytes::from(bytes);
+    loop {
+        let events = EncodedEvents {
+            bytes: bytes.clone(),
+            ..EncodedEvents::default()
+        };
+        let batch = engine
+            .prepare(None, events)
+            .map_err(|error| failed("the engine refuses the batch", error))?;
+        let (sender, receiver) = oneshot::channel();
+        let sink = Arc::new(OneShot(Mutex::new(Some(sender))));
+        let outcome = match engine.append(batch, sink, 0) {
+            Ok(()) => receiver
+                .await
+                .map_err(|error| failed("the engine lost an append", error))?,
+            Err((error, _)) => Err(error),
+        };
+        match outcome {
+            Ok(_) => return Ok(()),
+            // Seals may be slower than appends for a while; that what waits for them is bounded is as it should be.
+            Err(AppendError::Overloaded { .. }) => tokio::time::sleep(RETRY_PAUSE).await,
+            Err(error) => return Err(failed("an append failed", error)),
+        }
+    }
 }
 
 /// An event came back with other bytes than were written.
