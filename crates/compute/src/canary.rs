@@ -13,11 +13,21 @@ pub enum Canary {
     DeriveTwice,
     /// A batch's changes are stored before its derived events are.
     StoreEarly,
+    /// Validators do not see what the last batch before theirs did.
+    ValidateLate,
+    /// Decisions about modules do not concern the gate while it waits for its first validator.
+    MissDecision,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 3] = [Canary::KeepGuest, Canary::DeriveTwice, Canary::StoreEarly];
+    pub const ALL: [Canary; 5] = [
+        Canary::KeepGuest,
+        Canary::DeriveTwice,
+        Canary::StoreEarly,
+        Canary::ValidateLate,
+        Canary::MissDecision,
+    ];
 }
 
 #[cfg(feature = "canaries")]

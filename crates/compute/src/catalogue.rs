@@ -399,6 +399,14 @@ impl Life {
         })
     }
 
+    /// The code of a query as of a sequence: the newest that was activated by then, whether or not it
+    /// was removed; before the first one it is the first one.
+    pub(crate) fn operator_at(&self, sequence: u64) -> Option<&Generation> {
+        let activated = |g: &&Generation| g.activated_at <= sequence;
+        let newest = self.generations.iter().rev().find(activated);
+        newest.or_else(|| self.generations.first())
+    }
+
     pub(crate) fn generation(&self, number: u32) -> Option<&Generation> {
         self.generations.iter().find(|g| g.number == number)
     }

@@ -120,6 +120,7 @@ impl Fold {
                     .wait(wait.map(std::time::Duration::from_nanos));
             }
         }
+        self.outgoing.finish();
         let now = self.now();
         self.store.finish(now);
     }
@@ -159,6 +160,7 @@ impl Fold {
                 self.peers[0].signal.wake();
             }
         }
+        self.outgoing.tell(self.controlled);
         self.shared
             .snapshot
             .store(self.store.newest_snapshot(), Ordering::Release);

@@ -35,6 +35,8 @@ pub(crate) struct Outgoing {
     retry_at: u64,
     /// Sequence of the last one that was stored.
     pub(crate) stored: u64,
+    /// Who is told once the fold has taken up what is stored at a sequence.
+    untold: VecDeque<(u64, Answer)>,
 }
 
 impl Outgoing {
@@ -53,6 +55,7 @@ impl Outgoing {
             next_group: 0,
             retry_at: 0,
             stored: 0,
+            untold: VecDeque::new(),
         }
     }
 
@@ -60,7 +63,8 @@ impl Outgoing {
         self.queue.is_empty()
     }
 
-    /// Queues events that belong together; whoever asked is told when the last one is stored.
+    /// Queues events that belong together; whoever asked is told by [`Outgoing::tell`] once the last
+    /// one is stored.
     pub(crate) fn push(&mut self, events: Vec<EncodedEvents>, mut answer: Option<Answer>) {
         self.next_group += 1;
         let last = events.len();
@@ -132,13 +136,34 @@ impl Outgoing {
         let Some(out) = self.queue.pop_front() else {
             return;
         };
-        if let Some(Answer { reply, mut outcome }) = out.answer {
+        if let Some(mut answer) = out.answer {
             let token = Token::of(self.partition, sequence);
-            match &mut outcome {
+            match &mut answer.outcome {
                 Outcome::Published(published) => published.token = token,
                 Outcome::Decided(decided) => decided.token = token,
             }
-            reply.complete(Ok(outcome));
+            self.untold.push_back((sequence, answer));
+        }
+    }
+
+    /// The fold has taken up, and shows, what is stored up to here: whoever asked for it is told, and
+    /// sees it when asking on.
+    pub(crate) fn tell(&mut self, through: u64) {
+        while self.untold.front().is_some_and(|(at, _)| *at <= through) {
+            if let Some((_, answer)) = self.untold.pop_front() {
+                answer.reply.complete(Ok(answer.outcome));
+            }
+        }
+    }
+
+    /// Nothing is taken up any more: who waits is told what is known.
+    pub(crate) fn finish(&mut self) {
+        self.tell(u64::MAX);
+        for answer in self.queue.drain(..).filter_map(|out| out.answer) {
+            answer.reply.complete(Err(ComputeError::Stopped {
+                partition: self.partition,
+                reason: "the server is stopping; the command may still be carried out".to_owned(),
+            }));
         }
     }
 

@@ -10,7 +10,7 @@ use crate::error::ComputeError;
 use crate::guest::{Guest, Program};
 use crate::programs::Found;
 use crate::read::{Deadline, Reads, State};
-use crate::request::{QUERY_ARGUMENTS_BYTES_MAX, QueryRequest};
+use crate::request::{At, QUERY_ARGUMENTS_BYTES_MAX, QueryRequest};
 use crate::tables::ReadTables;
 
 /// Bytes of rows that one partition may add to a query's answer.
@@ -34,13 +34,32 @@ impl Reads {
             )));
         }
         let deadline = self.deadline(&request.options);
-        let operator = self.operator(&request.operator)?;
-        let mut stamps = Vec::new();
+        let asked = self.asked(request.partition, &request.options)?;
+        let first = asked.first().copied().unwrap_or(0);
+        let at = self.sequence_of(first, &request.options.at)?;
+        let operator = self.operator(&request.operator, first, at)?;
+        let mut states = Vec::new();
+        for partition in asked {
+            states.push(self.states(partition, &operator.generation, request, deadline)?);
+        }
+        let stamps: Vec<Stamp> = states
+            .iter()
+            .flat_map(|states| states.values().map(|state| state.stamp.clone()))
+            .collect();
+        let here = stamps.iter().find(|stamp| stamp.partition == first);
+        if let (None, Some(here)) = (at, here) {
+            // The present is the moment that the state has reached: asked again, it is the past.
+            let then = self.operator(&request.operator, first, Some(here.sequence))?;
+            if then.generation.number != operator.generation.number {
+                let moment = stamps.iter().map(|s| (s.partition, s.sequence)).collect();
+                let mut then = request.clone();
+                then.options.at = At::Token(moment);
+                return self.query(&then);
+            }
+        }
         let mut parts = Vec::new();
-        for partition in self.asked(request.partition, &request.options)? {
-            let states = self.states(partition, &operator.generation, request, deadline)?;
-            parts.push(self.run_operator(&operator, partition, &states, request, deadline)?);
-            stamps.extend(states.into_values().map(|state| state.stamp));
+        for states in &states {
+            parts.push(self.run_operator(&operator, states, request, deadline)?);
         }
         let rows = self.merge(&operator, request, parts)?;
         Ok(QueryAnswer {
@@ -57,10 +76,21 @@ impl Reads {
         })
     }
 
-    fn operator(&self, name: &str) -> Result<Operator, ComputeError> {
-        let catalogue = self.partitions[0].catalogue();
+    /// The code that answers as of a sequence of a partition, or now: an answer can be had again for
+    /// ever, whatever the operator became.
+    fn operator(
+        &self,
+        name: &str,
+        partition: u32,
+        at: Option<u64>,
+    ) -> Result<Operator, ComputeError> {
+        let catalogue = self.partitions[partition as usize].catalogue();
         let life = catalogue.modules.get(name);
-        let generation = life.and_then(|life| life.current()).cloned();
+        let generation = life.and_then(|life| match at {
+            None => life.current(),
+            Some(sequence) => life.operator_at(sequence),
+        });
+        let generation = generation.cloned();
         let generation = generation.ok_or_else(|| ComputeError::NoSuchModule {
             module: name.to_owned(),
         })?;
@@ -70,7 +100,7 @@ impl Reads {
                 generation.manifest.kind
             )));
         }
-        match self.programs.load(0, &step_of(&generation)) {
+        match self.programs.load(partition, &step_of(&generation)) {
             Found::Ready(program) => Ok(Operator {
                 generation,
                 program,
@@ -117,7 +147,6 @@ impl Reads {
     fn run_operator(
         &self,
         operator: &Operator,
-        partition: u32,
         states: &BTreeMap<String, State>,
         request: &QueryRequest,
         deadline: Deadline,
@@ -139,6 +168,7 @@ impl Reads {
             tables.tables.push((state.view.clone(), index));
         }
         let stamp = states.values().next().map(|state| state.stamp.clone());
+        let partition = stamp.as_ref().map_or(0, |stamp| stamp.partition);
         let moment = moment_of(stamp.as_ref());
         let mut guest = self.guest(operator, partition, moment)?;
         let mut part = Page::default();

@@ -2,14 +2,16 @@
 //!
 //! Beside [`crate::Sim`], whose model knows every event, this simulation asks whether state follows
 //! from the log: after crashes at any operation, with derived files lost or damaged, whatever the
-//! order of steps. What a query answered once must be answered again for ever at its token; derived
-//! events must be there exactly once; at the end everything recorded is verified against the log,
+//! order of steps. What a scan or a query operator answered once must be answered again for ever at its
+//! token; a validator must have decided each guarded batch, and by the state of exactly the event before
+//! it; derived events must be there exactly once; at the end everything recorded is verified against the log,
 //! and counts against a reading of the log that uses no fold.
 //!
 //! It damages derived files only: that the log survives what can be survived is the other
 //! simulation's question.
 
 mod guests;
+mod judge;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -17,8 +19,8 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use truthdb_compute::{
     ActivateRequest, ActivationMode, At, Compute, ComputeConfig, ComputeError, ComputeStepper,
-    FoldState, NoSink, PAGE_ROWS_MAX, ReadOptions, Reply, RowsAnswer, ScanRequest, SkipRequest,
-    VerifyRequest,
+    FoldState, NoSink, PAGE_ROWS_MAX, QueryAnswer, QueryRequest, ReadOptions, Reply, RowsAnswer,
+    ScanRequest, SkipRequest, VerifyRequest,
 };
 use truthdb_engine::{
     AppendBatch, AppendError, AppendSink, Appended, Direction, EncodedEvents, Engine, EngineConfig,
@@ -29,7 +31,7 @@ use truthdb_io::sim::{SimFault, SimFaults, SimPrng, SimWorld};
 use truthdb_log::{CreateOptions, create_database};
 use truthdb_module::{Limits, WasiProfile};
 
-use self::guests::{BOOM, CODES, ECHO, ORDER, Quirk, runtime};
+use self::guests::{BOOM, CODES, ECHO, GUARDED, ORDER, Quirk, runtime};
 use crate::seeds::Failure;
 use crate::sim::{Violation, violation};
 
@@ -51,6 +53,8 @@ pub struct StateFigures {
     pub activations: u64,
     /// Answers that were asked for again and were the same.
     pub compared: u64,
+    /// Verdicts that were found to follow from the state of the event before.
+    pub judged: u64,
     /// Derived events at the end.
     pub derived: u64,
     /// Derived files that were removed or damaged.
@@ -59,15 +63,41 @@ pub struct StateFigures {
     pub trace_hash: u64,
 }
 
-struct Acknowledged(Mutex<u64>);
+/// What became of the appends; the tag is the partition.
+#[derive(Default)]
+struct Outcomes {
+    acknowledged: u64,
+    /// What the validator said: partition, index of the event in its batch, words.
+    refused: Vec<(u32, u64, String)>,
+}
 
-impl AppendSink for Acknowledged {
-    fn complete(&self, _tag: u64, result: Result<Appended, AppendError>, batch: Box<AppendBatch>) {
-        if result.is_ok() {
-            let events = batch.event_count() as u64;
-            *self.0.lock().expect("no holder of this lock panics") += events;
+#[derive(Default)]
+struct Inbox(Mutex<Outcomes>);
+
+impl Inbox {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Outcomes> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+impl AppendSink for Inbox {
+    fn complete(&self, tag: u64, result: Result<Appended, AppendError>, batch: Box<AppendBatch>) {
+        let mut outcomes = self.lock();
+        match result {
+            Ok(_) => outcomes.acknowledged += batch.event_count() as u64,
+            Err(AppendError::Rejected { index, message, .. }) => {
+                let partition = u32::try_from(tag).expect("partitions are few");
+                outcomes.refused.push((partition, index as u64, message));
+            }
+            Err(_) => {}
         }
     }
+}
+
+/// An answer that is to be had again.
+enum Seen {
+    Rows(&'static str, RowsAnswer),
+    Sum(QueryAnswer),
 }
 
 struct Live {
@@ -89,8 +119,8 @@ struct StateSim {
     boots: u64,
     next_id: u64,
     skipped: bool,
-    seen: Vec<(String, RowsAnswer)>,
-    acknowledged: Arc<Acknowledged>,
+    seen: Vec<Seen>,
+    inbox: Arc<Inbox>,
     figures: StateFigures,
 }
 
@@ -140,7 +170,7 @@ impl StateSim {
             next_id: 0,
             skipped: false,
             seen: Vec::new(),
-            acknowledged: Arc::new(Acknowledged(Mutex::new(0))),
+            inbox: Arc::default(),
             figures: StateFigures::default(),
         }
     }
@@ -182,7 +212,7 @@ impl StateSim {
         self.reopen()?;
         self.settle()?;
         self.check()?;
-        self.figures.acknowledged = *self.acknowledged.0.lock().expect("no holder panics");
+        self.figures.acknowledged = self.inbox.lock().acknowledged;
         self.figures.trace_hash = self.world.trace_hash();
         Ok(self.figures)
     }
@@ -204,6 +234,7 @@ impl StateSim {
                 self.settle()?;
                 if self.world.boots() == self.boots {
                     self.compare_seen()?;
+                    self.judge_refusals()?;
                 }
             }
             34 if self.prng.coin() => self.world.crash(),
@@ -254,6 +285,8 @@ impl StateSim {
     fn reopen(&mut self) -> Result<(), Violation> {
         for _ in 0..50 {
             self.live = None;
+            // What was refused by a state that may be lost cannot be looked at any more.
+            self.inbox.lock().refused.clear();
             self.figures.restarts += 1;
             if self.draw(3) == 0 {
                 self.damage();
@@ -318,7 +351,10 @@ impl StateSim {
     fn append(&mut self) {
         for _ in 0..=self.draw(4) {
             let count = 1 + self.draw(3);
-            let stream = format!("s{}", self.draw(9));
+            let stream = match self.draw(12) {
+                guarded @ 0..3 => format!("{GUARDED}{guarded}"),
+                free => format!("s{free}"),
+            };
             let mut bytes = Vec::new();
             for _ in 0..count {
                 self.next_id += 1;
@@ -345,9 +381,10 @@ impl StateSim {
             let Ok(batch) = live.engine.prepare(None, input) else {
                 return;
             };
-            let sink = Arc::clone(&self.acknowledged) as Arc<dyn AppendSink>;
+            let sink = Arc::clone(&self.inbox) as Arc<dyn AppendSink>;
+            let partition = live.engine.partition_of(&stream);
             // Refused is refused: the simulation does not count what it handed over.
-            let _ = live.engine.append(batch, sink, 0);
+            let _ = live.engine.append(batch, sink, u64::from(partition));
         }
     }
 
@@ -376,7 +413,8 @@ impl StateSim {
     }
 
     fn remove(&mut self) {
-        let name = if self.prng.coin() { "tally" } else { "echo" };
+        let index = self.draw(4);
+        let name = ["tally", "echo", "guard", "sum"][usize::try_from(index).expect("an index")];
         if let Some(live) = &mut self.live {
             live.replies.push((live.compute.submit_remove(name), false));
         }
@@ -438,17 +476,43 @@ impl StateSim {
         }))
     }
 
+    fn sum(&self, at: At) -> Option<Result<QueryAnswer, ComputeError>> {
+        let live = self.live.as_ref()?;
+        Some(live.compute.query(&QueryRequest {
+            operator: "sum".to_owned(),
+            arguments: ORDER.as_bytes().to_vec(),
+            partition: None,
+            options: ReadOptions {
+                at,
+                ..ReadOptions::default()
+            },
+        }))
+    }
+
     /// Asks for the present and remembers the answer.
     fn look(&mut self) -> Result<(), Violation> {
-        let name = if self.prng.coin() { "tally" } else { "echo" };
-        match self.scan(name, At::Now) {
-            Some(Ok(answer)) => {
+        let (name, seen) = match self.draw(3) {
+            0 => ("sum", self.sum(At::Now).map(|sum| sum.map(Seen::Sum))),
+            other => {
+                let name = if other == 1 { "tally" } else { "echo" };
+                let rows = self.scan(name, At::Now);
+                (
+                    name,
+                    rows.map(|rows| rows.map(|rows| Seen::Rows(name, rows))),
+                )
+            }
+        };
+        match seen {
+            Some(Ok(seen)) => {
+                if let Seen::Sum(sum) = &seen {
+                    self.check_sum(sum)?;
+                }
                 if self.seen.len() >= SEEN_MAX {
                     let index = self.draw(SEEN_MAX as u64);
                     self.seen
                         .swap_remove(usize::try_from(index).expect("an index"));
                 }
-                self.seen.push((name.to_owned(), answer));
+                self.seen.push(seen);
                 Ok(())
             }
             None
@@ -464,13 +528,29 @@ impl StateSim {
 
     /// What was answered once is answered again.
     fn compare_seen(&mut self) -> Result<(), Violation> {
-        for (name, expected) in &self.seen {
-            let token = expected.token();
-            match self.scan(name, At::Token(token.clone())) {
-                Some(Ok(answer)) if answer.rows == expected.rows => self.figures.compared += 1,
-                Some(Ok(answer)) => {
+        for expected in &self.seen {
+            let (name, token, again) = match expected {
+                Seen::Rows(name, rows) => {
+                    let token = rows.token();
+                    let again = self.scan(name, At::Token(token.clone()));
+                    let again = again.map(|r| {
+                        r.map(|again| (again.rows == rows.rows, format!("{again:?}, was {rows:?}")))
+                    });
+                    (*name, token, again)
+                }
+                Seen::Sum(sum) => {
+                    let token = sum.token();
+                    let again = self.sum(At::Token(token.clone()));
+                    let again = again
+                        .map(|r| r.map(|again| (again == *sum, format!("{again:?}, was {sum:?}"))));
+                    ("sum", token, again)
+                }
+            };
+            match again {
+                Some(Ok((true, _))) => self.figures.compared += 1,
+                Some(Ok((false, now))) => {
                     return violation(format!(
-                        "{name} at {token} is now {answer:?}, it was {expected:?}; decided was: {}",
+                        "{name} at {token} is now {now}; decided was: {}",
                         self.decided()
                     ));
                 }
@@ -565,6 +645,8 @@ impl StateSim {
     /// Everything recorded follows from the log, and the counts are those of the log.
     fn check(&mut self) -> Result<(), Violation> {
         self.compare_seen()?;
+        self.judge_refusals()?;
+        self.judge_accepted()?;
         let Some(live) = &self.live else {
             return violation("nothing is open");
         };
@@ -589,7 +671,8 @@ impl StateSim {
                 let Some((_, name, quirk)) = code else {
                     return violation("a code that nobody published is active");
                 };
-                if self.skipped || !rebuilt || !live_now {
+                let folds = !matches!(quirk, Quirk::Guards | Quirk::Sums(_));
+                if self.skipped || !rebuilt || !live_now || !folds {
                     continue;
                 }
                 let factor = if *quirk == Quirk::Twice { 2 } else { 1 };

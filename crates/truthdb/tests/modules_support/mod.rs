@@ -8,7 +8,7 @@
 )]
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -18,7 +18,12 @@ use crate::server_support::{Answer, PATIENCE, Server};
 
 /// Publishes bytes over HTTP.
 pub fn publish(server: &Server, wasm: &[u8]) -> Answer {
-    let mut stream = TcpStream::connect(server.http).unwrap();
+    publish_at(server.http, wasm)
+}
+
+/// The same, from another thread than the one that has the server.
+pub fn publish_at(http: SocketAddr, wasm: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(http).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!(
         "POST /v1/modules HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-type: \

@@ -138,6 +138,24 @@ impl Server {
         }
     }
 
+    /// How many messages of this level that contain `part` there were so far.
+    pub fn count_logs(&mut self, level: &str, part: &str) -> usize {
+        self.seen.extend(self.logs.try_iter());
+        let is_it = |line: &&Value| {
+            line["level"] == level
+                && line["message"]
+                    .as_str()
+                    .is_some_and(|text| text.contains(part))
+        };
+        self.seen.iter().filter(is_it).count()
+    }
+
+    /// The process ends at once, as when the machine's memory runs out.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     fn said(&self) -> String {
         self.seen.iter().map(|line| format!("{line}\n")).collect()
     }
@@ -170,25 +188,7 @@ impl Server {
 
     /// One HTTP/1.1 request over a connection of its own.
     pub fn http(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let mut stream = TcpStream::connect(self.http).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut request =
-            format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
-        for (name, value) in headers {
-            request.push_str(&format!("{name}: {value}\r\n"));
-        }
-        if !body.is_empty() {
-            request.push_str(&format!(
-                "content-type: application/json\r\ncontent-length: {}\r\n",
-                body.len()
-            ));
-        }
-        request.push_str("\r\n");
-        request.push_str(body);
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        Answer::parse(&bytes)
+        http_at(self.http, method, path, headers, body)
     }
 
     pub fn get(&self, path: &str) -> Answer {
@@ -224,6 +224,34 @@ impl Drop for Server {
             eprintln!("the server said:\n{}", self.said());
         }
     }
+}
+
+/// One HTTP/1.1 request over a connection of its own, from whatever thread.
+pub fn http_at(
+    http: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let mut stream = TcpStream::connect(http).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !body.is_empty() {
+        request.push_str(&format!(
+            "content-type: application/json\r\ncontent-length: {}\r\n",
+            body.len()
+        ));
+    }
+    request.push_str("\r\n");
+    request.push_str(body);
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    Answer::parse(&bytes)
 }
 
 /// An HTTP answer.
