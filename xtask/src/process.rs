@@ -53,9 +53,18 @@ pub(crate) fn line_of(command: &Command) -> String {
     let mut line = name.to_string_lossy().into_owned();
     for argument in command.get_args() {
         line.push(' ');
-        line.push_str(&argument.to_string_lossy());
+        line.push_str(&quoted(&argument.to_string_lossy()));
     }
     line
+}
+
+/// An argument as a shell takes it for one.
+fn quoted(argument: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:,=+@%$".contains(&byte);
+    if !argument.is_empty() && argument.bytes().all(is_plain) {
+        return argument.to_owned();
+    }
+    format!("'{}'", argument.replace('\'', r"'\''"))
 }
 
 /// Runs a command with its output shown, and fails if it fails.
@@ -167,6 +176,14 @@ mod tests {
             plain("\u{1b}[32;1m     Summary\u{1b}[0m 3 tests"),
             "     Summary 3 tests"
         );
+    }
+
+    #[test]
+    fn a_line_can_be_typed() {
+        let mut command = command("/usr/bin/truthdb");
+        command.args(["read", "aircraft/N1", "5 days", "it's", r#"{"a":1}"#, ""]);
+        let line = r#"truthdb read aircraft/N1 '5 days' 'it'\''s' '{"a":1}' ''"#;
+        assert_eq!(line_of(&command), line);
     }
 
     #[test]

@@ -202,34 +202,54 @@ impl FoldBench {
     /// The guests' fold as native code.
     fn fold_natively(&self, tables: &mut dyn StateWrite) -> Result<(), StateFault> {
         for batch in &self.batches {
-            match self.workload {
-                Workload::Tally => tally(tables, batch)?,
-                Workload::Balance { .. } => balance(tables, batch)?,
-            }
+            self.workload.fold_natively(tables, batch)?;
         }
         Ok(())
     }
 }
 
-fn push(columns: &mut EventColumns, workload: Workload, sequence: u64, random: u64) {
-    let amount = random >> 48;
-    let (stream, event_type, payload) = match workload {
-        Workload::Tally => (
-            "scale".to_owned(),
-            "measured",
-            format!(
-                "{{\"id\":\"{random:016x}\",\"place\":\"north\",\"amount\":{amount},\"unit\":\"g\",\
-                 \"weight\":{},\"by\":\"operator-{}\",\"note\":\"\"}}",
-                amount % 1000,
-                amount % 100
+impl Workload {
+    /// The guest's fold of one batch, as native code. The guest's table 0 is table 0 here.
+    ///
+    /// # Errors
+    ///
+    /// What the tables say.
+    pub fn fold_natively(
+        self,
+        tables: &mut dyn StateWrite,
+        batch: &EventColumns,
+    ) -> Result<(), StateFault> {
+        match self {
+            Workload::Tally => tally(tables, batch),
+            Workload::Balance { .. } => balance(tables, batch),
+        }
+    }
+
+    /// Stream, type and payload of the event that a random number stands for.
+    pub fn event(self, random: u64) -> (String, &'static str, String) {
+        let amount = random >> 48;
+        match self {
+            Workload::Tally => (
+                "scale".to_owned(),
+                "measured",
+                format!(
+                    "{{\"id\":\"{random:016x}\",\"place\":\"north\",\"amount\":{amount},\"unit\":\"g\",\
+                     \"weight\":{},\"by\":\"operator-{}\",\"note\":\"\"}}",
+                    amount % 1000,
+                    amount % 100
+                ),
             ),
-        ),
-        Workload::Balance { accounts } => (
-            format!("account-{}", random % u64::from(accounts.max(1))),
-            "deposit",
-            amount.to_string(),
-        ),
-    };
+            Workload::Balance { accounts } => (
+                format!("account-{}", random % u64::from(accounts.max(1))),
+                "deposit",
+                amount.to_string(),
+            ),
+        }
+    }
+}
+
+fn push(columns: &mut EventColumns, workload: Workload, sequence: u64, random: u64) {
+    let (stream, event_type, payload) = workload.event(random);
     columns.push(&ColumnEvent {
         sequence,
         time: sequence * 1000,

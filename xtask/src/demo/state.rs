@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::{AIRCRAFT, Demo, STREAM, Server, shown};
-use crate::process::{cargo, line_of, output, run, target_dir};
+use crate::process::{cargo, command, line_of, output, run, target_dir};
 
 /// The modules in the order of their deployment: who reads tables comes after who makes them.
 const MODULES: [&str; 5] = [
@@ -124,15 +124,19 @@ impl Demo {
 
     /// A call about modules.
     fn module(&self, words: &[&str]) -> Command {
-        let mut command = self.admin("module");
-        command.args(words);
-        command
+        self.about_state("module", words)
     }
 
-    /// A question. The server makes an operator's code ready in the background, hence not all at once.
+    /// A question.
     fn query(&self, words: &[&str]) -> Command {
-        let mut command = self.admin("query");
-        command.args(words);
+        self.about_state("query", words)
+    }
+
+    /// A verb whose own verbs take the server.
+    fn about_state(&self, verb: &str, words: &[&str]) -> Command {
+        let mut command = command(&self.truthdb);
+        command.arg(verb).args(words);
+        command.args(["--grpc", &format!("127.0.0.1:{}", self.http_port)]);
         command
     }
 

@@ -6,6 +6,7 @@
 //! measurement that writes ends by reading everything back. The method is in docs/benchmarks.md.
 
 mod append;
+mod as_of;
 mod child;
 mod events;
 mod floor;
@@ -13,14 +14,20 @@ mod half_load;
 mod ingest;
 mod load;
 mod machine;
+mod natives;
+mod node;
+mod query;
 mod read;
 mod recover;
+mod reduce;
 mod replay;
 mod report;
+mod snapshot;
 mod soak;
 mod stats;
 mod streams;
 mod target;
+mod validate;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -73,6 +80,16 @@ enum What {
     HalfLoad(half_load::Args),
     /// Millions of streams: memory, look-ups, appends with an expected revision.
     Streams(streams::Args),
+    /// Folds of a log by WebAssembly, and the same folds as native code.
+    Reduce(reduce::Args),
+    /// Questions about the present, at rest and while events pour in.
+    Query(query::Args),
+    /// Rows as of random points of a long history.
+    AsOf(as_of::Args),
+    /// How long a snapshot takes, and whom it keeps waiting.
+    Snapshot(snapshot::Args),
+    /// What a validator in the way of appends costs.
+    Validate(validate::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -101,6 +118,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> Result<(), Failure> {
         What::Soak(args) => (soak::run(&args)?, args.common),
         What::HalfLoad(args) => (half_load::run(&args)?, args.common),
         What::Streams(args) => (streams::run(&args)?, args.common),
+        What::Reduce(args) => (reduce::run(&args)?, args.common),
+        What::Query(args) => (query::run(&args)?, args.common),
+        What::AsOf(args) => (as_of::run(&args)?, args.common),
+        What::Snapshot(args) => (snapshot::run(&args)?, args.common),
+        What::Validate(args) => (validate::run(&args)?, args.common),
     };
     report.print(globals.json, common.json_file.as_deref())
 }

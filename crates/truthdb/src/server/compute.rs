@@ -74,6 +74,20 @@ pub(crate) fn passing_host() -> Result<Host, Failure> {
     })
 }
 
+/// A host for measurements in this process. Compiled code is kept in a folder, as a server does.
+///
+/// # Errors
+///
+/// `environment`: the WebAssembly engine cannot start.
+pub(crate) fn measured_host(cache: &Path) -> Result<Host, Failure> {
+    new_host(HostConfig {
+        fold_instances_max: 16,
+        query_instances_max: 8,
+        cache: Some(Box::new(DirectoryCache::new(cache.to_owned())) as Box<dyn ArtefactCache>),
+        ..HostConfig::default()
+    })
+}
+
 fn new_host(config: HostConfig) -> Result<Host, Failure> {
     Host::new(config)
         .map_err(|error| Failure::environment("the WebAssembly engine cannot start", error))

@@ -108,7 +108,7 @@ mod tests {
         } else {
             ("FlightDeparted", "departed")
         };
-        let delay = delay.map_or("null".to_owned(), |delay| delay.to_string());
+        let delay = delay.map_or_else(|| "null".to_owned(), |delay| delay.to_string());
         let payload = format!(
             r#"{{"flight":"UA1","origin":"EWR","destination":"IAH",
                 "{at}":"2013-01-01T10:00:00Z","delay_minutes":{delay}}}"#
