@@ -181,7 +181,7 @@ fn no_text_before_picture(machine: &mut Machine) -> Result<()> {
             kept = true;
         }
         let serial = machine.serial();
-        let said = serial.split("BdsDxe: starting").nth(1).unwrap_or_default();
+        let said = serial.rsplit("BdsDxe: starting").next().unwrap_or_default();
         Ok((said.contains("TruthDB") && screen.is_drawn()).then_some(()))
     })?;
     ensure!(kept, "the splash was not seen");
