@@ -232,7 +232,8 @@ fn reinstall(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
 /// Seconds of 2033-01-01, which the time server of the test tells.
 const TIME_SERVER_S: u64 = 1_988_150_400;
 
-/// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick. The node then has the fixed address and the time server of the answers, and a clock that was never set.
+/// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick. The
+/// node then has the fixed address and the time server of the answers, and a clock that was never set.
 pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-unattended")?;
     let time = TimeServer::start(TIME_SERVER_S)?;
