@@ -1,6 +1,7 @@
 //! Looks at the node: files of the machine, and what the server says of itself.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::Value;
 use truthdb_installer::platform::System;
@@ -132,7 +133,12 @@ impl Gatherer {
         (answer.status == 200).then(|| sum(&answer.body, "truthdb_committed_sequence"))
     }
 
+    /// Room on the data partition; `None` while it is not mounted.
     fn disk(&self) -> Option<(u64, u64)> {
+        let device = |path| std::fs::metadata(self.system.path(path)).map(|about| about.dev());
+        if device("data").ok()? == device("").ok()? {
+            return None;
+        }
         let found = rustix::fs::statvfs(self.system.path("data")).ok()?;
         Some((
             found.f_bavail * found.f_frsize,
@@ -272,6 +278,6 @@ mod tests {
         assert_eq!(node.network, "10.0.0.7/24  (eth0)");
         assert_eq!(node.data_problem, "e2fsck could not repair it");
         assert_eq!(node.log[1..], ["one", "two[2J"]);
-        assert!(node.disk.is_some());
+        assert_eq!(node.disk, None, "not a file system of its own");
     }
 }

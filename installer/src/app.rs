@@ -63,7 +63,7 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
     };
     let mut views = Views::open(true);
     views.show(&pages::of(&app.session));
-    if let Some(code) = app.take(Event::Started) {
+    if let Some(code) = app.take(Event::Started, &mut views) {
         return Ok(code);
     }
     loop {
@@ -77,7 +77,7 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
             events.push(event);
         }
         for event in events {
-            if let Some(code) = app.take(event) {
+            if let Some(code) = app.take(event, &mut views) {
                 views.show(&pages::of(&app.session));
                 return Ok(code);
             }
@@ -87,13 +87,18 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
 
 impl App {
     /// Takes an event; gives the exit code when it was the last.
-    fn take(&mut self, event: Event) -> Option<u8> {
+    fn take(&mut self, event: Event, views: &mut Views) -> Option<u8> {
         let before = self.session.state.name();
         let (session, effects) = step(self.session.clone(), event);
         self.session = session;
         let after = self.session.state.name();
         if before != after {
             tracing::info!("{before} -> {after}");
+        }
+        let goes_down = |effect: &Effect| matches!(effect, Effect::Reboot | Effect::PowerOff);
+        if effects.iter().any(goes_down) {
+            // Shown before, since this program is ended soon after.
+            views.show(&pages::of(&self.session));
         }
         effects
             .into_iter()

@@ -78,8 +78,8 @@ fn find_and_check(system: &System) -> Result<()> {
         Some(0..=E2FSCK_CLEAN_MAX) => {}
         _ => bail!(
             "the file system on {name} is damaged beyond what is repaired by itself; nothing was \
-             started on it, and its content was left as it is. Start the installer's medium and \
-             choose repair, or restore a backup. e2fsck says: {}",
+             started on it, and its content was left as it is. Let somebody look at the disk, or \
+             install anew and restore a backup. e2fsck says: {}",
             said.trim()
         ),
     }

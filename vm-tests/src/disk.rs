@@ -95,6 +95,17 @@ fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// CRC-32C without the final inversion, as ext4 has it.
+fn crc32c(bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            let carry = if crc & 1 == 1 { POLYNOMIAL } else { 0 };
+            (crc >> 1) ^ carry
+        })
+    })
+}
+
 /// Where things are in the ext4 file system on the data partition of a raw image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ext4 {
@@ -149,6 +160,26 @@ impl Ext4 {
         })
     }
 
+    /// Marks the file system as one with errors, so that a check looks at all of it.
+    ///
+    /// # Errors
+    ///
+    /// `qemu-io`'s.
+    pub fn mark_unclean(&self, image: &Path, disk: &Path) -> Result<()> {
+        const STATE_AT: usize = 0x3a;
+        const HAS_ERRORS: u16 = 2;
+        const CHECKSUM_AT: usize = 0x3fc;
+        let file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
+        // Two sectors, written as a whole.
+        let mut superblock = vec![0; 1024];
+        file.read_exact_at(&mut superblock, self.superblock)
+            .context("reading the superblock")?;
+        superblock[STATE_AT..STATE_AT + 2].copy_from_slice(&HAS_ERRORS.to_le_bytes());
+        let checksum = crc32c(&superblock[..CHECKSUM_AT]);
+        superblock[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
+        write(disk, self.superblock, &superblock)
+    }
+
     /// Destroys the root directory's inode and marks the file system as in need of a check.
     ///
     /// # Errors
@@ -157,5 +188,16 @@ impl Ext4 {
     pub fn damage(&self, disk: &Path) -> Result<()> {
         overwrite(disk, self.inode_table, 4096, 0xff)?;
         overwrite(disk, self.superblock + 0x3a, 2, 0x02)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_that_of_the_standard() {
+        // The check value of CRC-32C, before its final inversion.
+        assert_eq!(!crc32c(b"123456789"), 0xe306_9283);
     }
 }

@@ -188,17 +188,14 @@ impl Guide {
     pub fn mark(&mut self, disk: &str) -> Result<()> {
         let disks = self.page().lines().count();
         for _ in 0..disks {
-            let page = self.page();
-            let marked = page.lines().find(|line| line.starts_with("> "));
-            if marked.is_some_and(|line| line.contains(disk)) {
+            let before = marked(&self.page());
+            if before.contains(disk) {
                 return Ok(());
             }
-            let before = marked.map(str::to_owned);
             self.down()?;
             self.machine.wait("the mark moves", PAGE, |machine| {
-                let page = terminal::page(&machine.serial());
-                let now = page.lines().find(|line| line.starts_with("> "));
-                Ok((now.map(str::to_owned) != before).then_some(()))
+                let now = marked(&terminal::page(&machine.serial()));
+                Ok((now != before).then_some(()))
             })?;
         }
         bail!("there is no disk {disk:?} on the page:\n{}", self.page())
@@ -217,5 +214,29 @@ impl Guide {
         let words = words.context("the page does not say what to type")?;
         self.type_text(words)?;
         self.enter()
+    }
+}
+
+/// What has the mark on a page: its line, and the lines below that belong to it. Empty without a mark.
+fn marked(page: &str) -> String {
+    let mut lines = page.lines().skip_while(|line| !line.starts_with("> "));
+    let title = lines.next().unwrap_or_default();
+    let rest = lines.take_while(|line| line.starts_with("    "));
+    [title]
+        .into_iter()
+        .chain(rest)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_the_mark_is_found_with_its_details() {
+        let page = "Disks\n  Disk A\n    serial 1\n> Disk B\n    serial 2\n    Empty\n  Disk C\n";
+        assert_eq!(marked(page), "> Disk B\n    serial 2\n    Empty");
+        assert_eq!(marked("Disks\n  Disk A\n"), "");
     }
 }

@@ -80,17 +80,17 @@ const TESTS: [Test; 10] = [
     },
     Test {
         name: "install-keys",
-        what: "CD, keyboard: installed, serves with the token shown; power cut; reinstalled with its data by serial line",
+        what: "CD, keyboard: installed, serves with the token shown; power cut; reinstalled by serial line",
         run: install::by_keys,
     },
     Test {
         name: "install-unattended",
-        what: "no screen, two NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick; fixed address, time server",
+        what: "no screen, NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick, fixed address",
         run: install::unattended,
     },
     Test {
         name: "install-bad-disks",
-        what: "too small, protected, a bad sector, pulled out, power cut in the middle: each is said; a rerun just works",
+        what: "too small, protected, a bad sector, pulled out, power cut: each is said; a rerun just works",
         run: install::bad_disks,
     },
     Test {

@@ -53,7 +53,7 @@ fn first_screen(folder: &Path, medium: Disk) -> Result<()> {
         let screen = machine.screen()?;
         most_lines = most_lines.max(screen.console_lines());
         let serial = machine.serial();
-        let said = serial.split("BdsDxe: starting").nth(1).unwrap_or_default();
+        let said = serial.rsplit("BdsDxe: starting").next().unwrap_or_default();
         Ok((said.contains(FIRST_WORDS) && screen.is_drawn()).then_some(()))
     })?;
     machine.keep_screen("first")?;

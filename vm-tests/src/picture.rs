@@ -74,8 +74,8 @@ impl Picture {
         coloured.count() * 100 >= self.width * self.height
     }
 
-    /// Whether it is the appliance's picture on black, as the boot stub shows it: some of the mark's colour, and nothing
-    /// in the corners.
+    /// Whether it is the appliance's picture on black, as the boot stub shows it: some of the mark's colour, and
+    /// nothing in the corners.
     #[must_use]
     pub fn is_splash(&self) -> bool {
         let accent = self.pixels.chunks_exact(3).filter(|p| **p == ACCENT);

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use truthdb_vm_tests::disk::{Ext4, overlay, overwrite};
+use truthdb_vm_tests::disk::{Ext4, overlay};
 use truthdb_vm_tests::load::Load;
 use truthdb_vm_tests::{Bus, Disk, Machine, Spec, http};
 
@@ -117,7 +117,7 @@ pub(crate) fn repaired_ahci(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "repaired-ahci")?;
     // Marked as having errors: every block and inode is looked at, and nothing is found.
     let ext4 = Ext4::find(&artefacts.disk)?;
-    overwrite(&bench.disk, ext4.superblock + 0x3a, 1, 0x02)?;
+    ext4.mark_unclean(&artefacts.disk, &bench.disk)?;
     let spec = Spec {
         cpus: 4,
         ends_at_reboot: true,

@@ -1,4 +1,5 @@
-//! A time server (SNTP, RFC 4330) that is wrong by as much as a test wants: it tells a machine a time that no clock has.
+//! A time server (SNTP, RFC 4330) that is wrong by as much as a test wants: it tells a machine a time that no clock
+//! has.
 
 use std::net::UdpSocket;
 use std::sync::Arc;

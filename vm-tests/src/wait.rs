@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 /// How often a condition is looked at.
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A point in time after which nothing is waited for.
 #[derive(Debug, Clone, Copy)]

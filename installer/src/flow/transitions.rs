@@ -249,9 +249,10 @@ fn on_executed(session: &mut Session, outcome: Result<super::Outcome, Failure>) 
                 outcome,
                 notice: None,
             };
+            // The last page stays while the machine goes down: nobody sees the token otherwise.
             match session.answers.as_ref().map(|answers| answers.finish) {
-                Some(Finish::Reboot) => reboot(session, false),
-                Some(Finish::PowerOff) => reboot(session, true),
+                Some(Finish::Reboot) => vec![Effect::Reboot],
+                Some(Finish::PowerOff) => vec![Effect::PowerOff],
                 Some(Finish::Wait) | None => Vec::new(),
             }
         }
