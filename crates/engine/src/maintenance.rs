@@ -308,8 +308,8 @@ impl Maintenance {
         Ok(())
     }
 
-    /// After each MiB of a seal: next segments are made where the writer took the last one, since it cannot wait for the
-    /// seal; and what is written is spread over time, as long as no other segment waits. What fails is left to
+    /// After each MiB of a seal: next segments are made where the writer took the last one, since it cannot wait for
+    /// the seal; and what is written is spread over time, as long as no other segment waits. What fails is left to
     /// [`Maintenance::prepare`], after the seal.
     fn while_sealing(&self, shared: &PartitionShared, step: SealStep, failed: &mut bool) {
         for (index, other) in self.partitions.iter().enumerate() {
@@ -324,7 +324,7 @@ impl Maintenance {
         }
         let is_alone = shared.closed_segments() < HURRY_AT && !self.signal.is_stopping();
         if self.is_paced && step == SealStep::Written && is_alone {
-            std::thread::sleep(WRITE_PAUSE);
+            self.signal.wait(WRITE_PAUSE);
         }
     }
 

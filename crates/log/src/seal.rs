@@ -197,8 +197,8 @@ pub fn seal_segment(
 /// Seals a closed segment and writes its index file; see the module's documentation for the order.
 /// Reads the segment
 /// twice (once more to pack it) through a queue of its own; memory: 12 MiB and the tree of one batch.
-/// `is_gentle`: one small read at a time, since appends need the device. `meanwhile` is called after every MiB or so, may
-/// do other work, and may take its time.
+/// `is_gentle`: one small read at a time, since appends need the device. `meanwhile` is called after every MiB or so,
+/// may do other work, and may take its time.
 ///
 /// # Errors
 ///

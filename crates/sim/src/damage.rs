@@ -126,7 +126,7 @@ impl Sim {
     /// torn one takes its place, and power fails before another one follows. What lies behind it fits in all but the
     /// checksum of its predecessor, and is from another life of the log.
     pub(crate) fn append_and_lose_power(&mut self) -> Result<(), Violation> {
-        // With the same time it would be the same group to the byte, and what follows it would be its successor by right.
+        // With the same time it would be the same group to the byte, and what follows it its successor by right.
         self.world.jump_utc_ns(1 << 46);
         for batch in std::mem::take(&mut self.torn) {
             self.submit(batch)?;
