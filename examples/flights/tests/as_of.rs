@@ -23,12 +23,12 @@ use truthdb_log::{CreateOptions, create_database};
 use truthdb_module::{Host, HostConfig, Limits, WasiProfile};
 
 const POINTS: usize = 1000;
-/// Two months of the year: what a slow machine bears.
-const EVENTS: usize = 150_000;
+/// Six weeks of the year: what a slow machine bears.
+const EVENTS: usize = 100_000;
 const PARTITIONS: u32 = 2;
 const BATCH_EVENTS: usize = 1000;
 /// Far more often than a server does, so that there are as many as in the history of years.
-const SNAPSHOT_EVERY_EVENTS: u64 = 7_500;
+const SNAPSHOT_EVERY_EVENTS: u64 = 5_000;
 /// Many times what the work takes on a machine at rest.
 const DEADLINE: Duration = Duration::from_secs(300);
 
