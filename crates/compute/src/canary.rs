@@ -15,18 +15,15 @@ pub enum Canary {
     StoreEarly,
     /// Validators do not see what the last batch before theirs did.
     ValidateLate,
-    /// Decisions about modules do not concern the gate while it waits for its first validator.
-    MissDecision,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 5] = [
+    pub const ALL: [Canary; 4] = [
         Canary::KeepGuest,
         Canary::DeriveTwice,
         Canary::StoreEarly,
         Canary::ValidateLate,
-        Canary::MissDecision,
     ];
 }
 

@@ -77,7 +77,7 @@ impl Fold {
         peers: &[Arc<PartitionShared>],
     ) -> Fold {
         let shared = Arc::clone(&peers[partition as usize]);
-        let store = Store::new(engine, world, config, &shared);
+        let store = Store::new(engine, world, config, programs, &shared);
         let mut fold = Fold {
             outgoing: Outgoing::new(engine, partition, waker(&shared)),
             gate: GateLink::new(engine, partition, programs, &shared),
@@ -498,12 +498,13 @@ impl Fold {
     }
 
     fn record_checkpoint(&mut self, index: usize) {
+        let runtime = self.programs.runtime();
         let line = &mut self.lines[index];
         let step = line.runner.current_step();
         let fact = Fact::StateCheckpoint {
             generation: step.generation,
             hash: hex(&step.hash),
-            semantics_id: hex(&step.semantics_id),
+            semantics_id: hex(&runtime.semantics_id(&step.limits)),
             sequence: line.runner.applied,
             fingerprint: hex(&line.runner.fingerprint().to_bytes()),
         };

@@ -103,8 +103,7 @@ impl State {
 
     /// Whether somebody decides, or is to: any change of modules then matters.
     fn is_used(&self) -> bool {
-        let waits = self.is_closed() && !planted(Canary::MissDecision);
-        waits || !self.validators.is_empty()
+        self.is_closed() || !self.validators.is_empty()
     }
 
     fn close(&mut self, sequence: u64, reason: &str) {

@@ -92,7 +92,7 @@ impl Reads {
         threaded: bool,
     ) -> Reads {
         Reads {
-            files: PastFiles::new(engine, world, partitions),
+            files: PastFiles::new(engine, world, programs, partitions),
             engine: engine.clone(),
             world: world.clone(),
             config: Arc::clone(config),

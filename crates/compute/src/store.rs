@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
 use truthdb_io::{Storage, World};
+use truthdb_module::Limits;
 use truthdb_state::{
     CollectStep, DELTA_FILE_BYTES_DEFAULT, DeltaLog, DeltaPlace, DeltaReader, DeltaRecord,
     DeltaWriter, Fingerprint, PrunePolicy, SnapshotError, SnapshotInput, SnapshotReader,
@@ -17,8 +18,10 @@ use truthdb_state::{
 use crate::answer::{FoldState, SnapshotInfo};
 use crate::catalogue::{Catalogue, LineSpec};
 use crate::config::ComputeConfig;
+use crate::control::hex;
 use crate::error::{ComputeError, chain};
 use crate::line::{Delta, Line};
+use crate::programs::Programs;
 use crate::runner::Runner;
 use crate::shared::{PartitionShared, Version};
 
@@ -49,6 +52,7 @@ pub(crate) struct Store {
 #[derive(Clone)]
 struct Files {
     engine: Engine,
+    programs: Arc<Programs>,
     storage: Arc<dyn Storage>,
     place: StatePlace,
 }
@@ -78,9 +82,10 @@ fn time_in_log(engine: &Engine, partition: u32, sequence: u64) -> Option<u64> {
 }
 
 impl Files {
-    fn new(engine: &Engine, world: &World, partition: u32) -> Files {
+    fn new(engine: &Engine, world: &World, programs: &Arc<Programs>, partition: u32) -> Files {
         Files {
             engine: engine.clone(),
+            programs: Arc::clone(programs),
             storage: Arc::clone(&world.storage),
             place: StatePlace {
                 database_id: engine.database_id(),
@@ -89,10 +94,17 @@ impl Files {
         }
     }
 
+    /// What names the way in which this process makes states under these limits.
+    fn semantics_id(&self, limits: &Limits) -> [u8; 32] {
+        self.programs.runtime().semantics_id(limits)
+    }
+
+    /// The delta log that this process may use: one made under other semantics is another one.
     fn deltas(&self, module: &str, line: u32) -> DeltaLog {
+        let semantics = hex(&self.semantics_id(&Limits::default())[..4]);
         let place = DeltaPlace {
             place: self.place,
-            module: module.to_owned(),
+            module: format!("{module}.{semantics}"),
             generation: line,
         };
         DeltaLog::new(Arc::clone(&self.storage), place)
@@ -156,7 +168,9 @@ impl Files {
         let state = &manifest.entries[index].state;
         let applied = state.applied_sequence;
         let step = &spec.steps[spec.step_at(applied)];
-        let fits = step.hash == state.module_hash && step.semantics_id == state.semantics_id;
+        // A state that was made under other semantics is made again, not trusted.
+        let semantics_id = self.semantics_id(&step.limits);
+        let fits = step.hash == state.module_hash && semantics_id == state.semantics_id;
         if applied <= after || !fits {
             return Ok(None);
         }
@@ -268,11 +282,12 @@ impl Store {
         engine: &Engine,
         world: &World,
         config: &Arc<ComputeConfig>,
+        programs: &Arc<Programs>,
         shared: &Arc<PartitionShared>,
     ) -> Store {
         let mut store = Store {
             config: Arc::clone(config),
-            files: Files::new(engine, world, shared.partition),
+            files: Files::new(engine, world, programs, shared.partition),
             snapshots: None,
             writing: BTreeMap::new(),
             shared: Arc::clone(shared),
@@ -446,7 +461,7 @@ impl Store {
         let time = time_in_log(&self.files.engine, partition, mark);
         let mut inputs: Vec<SnapshotInput> = lines
             .iter_mut()
-            .filter_map(|line| input_of(line, mark))
+            .filter_map(|line| input_of(&self.files, line, mark))
             .collect();
         inputs.sort_by(|a, b| {
             (&a.state.module, a.state.generation).cmp(&(&b.state.module, b.state.generation))
@@ -551,7 +566,7 @@ impl Store {
 
 /// What of a line goes into a snapshot at a mark: the version at the mark, or at the last place before
 /// it from which a fold may go on.
-fn input_of(line: &mut Line, mark: u64) -> Option<SnapshotInput> {
+fn input_of(files: &Files, line: &mut Line, mark: u64) -> Option<SnapshotInput> {
     let marked = line
         .marked
         .take()
@@ -573,7 +588,7 @@ fn input_of(line: &mut Line, mark: u64) -> Option<SnapshotInput> {
             module: spec.module.clone(),
             generation: spec.line,
             module_hash: step.hash,
-            semantics_id: step.semantics_id,
+            semantics_id: files.semantics_id(&step.limits),
             applied_sequence: version.sequence,
             tables: tables.collect(),
         },
@@ -591,11 +606,12 @@ impl PastFiles {
     pub(crate) fn new(
         engine: &Engine,
         world: &World,
+        programs: &Arc<Programs>,
         shared: &[Arc<PartitionShared>],
     ) -> PastFiles {
         PastFiles {
             files: (0..engine.partition_count())
-                .map(|partition| Files::new(engine, world, partition))
+                .map(|partition| Files::new(engine, world, programs, partition))
                 .collect(),
             shared: shared.to_vec(),
         }

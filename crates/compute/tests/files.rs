@@ -208,3 +208,32 @@ fn a_page_goes_on_at_the_same_moment() {
         }
     }
 }
+
+#[test]
+fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
+    let mut machine = Machine::new(1);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    for n in 0..30_u32 {
+        machine.append(&[("s1", "order", n.to_string().as_bytes())]);
+    }
+    let reply = machine.compute().submit_snapshot(0);
+    machine.wait(&reply);
+    assert_eq!(machine.compute().snapshots(None).unwrap().len(), 1);
+    machine.append(&[("s1", "order", b"x")]);
+    machine.settle();
+    let before = machine.fingerprints("tally", "counts");
+    // Another version computes something else. The snapshot would hide it; the checkpoint shows it.
+    machine.is_upgraded = true;
+    machine.restart();
+    let status = machine.compute().module("tally").unwrap();
+    assert!(status.generations[0].semantics_differ);
+    let state = &status.generations[0].state;
+    assert!(
+        matches!(state, FoldState::Halted { reason, .. } if reason.contains("checkpoint")),
+        "{state:?}"
+    );
+    // The version of before finds what it left.
+    machine.is_upgraded = false;
+    machine.restart();
+    assert_eq!(machine.fingerprints("tally", "counts"), before);
+}

@@ -63,7 +63,7 @@ impl StateCanary {
 }
 
 /// As [`BUDGETS`], for worlds with modules ([`crate::run_state_seed`]).
-pub const STATE_BUDGETS: [(StateCanary, u64); 7] = {
+pub const STATE_BUDGETS: [(StateCanary, u64); 6] = {
     use truthdb_compute::canary::Canary as Fold;
     use truthdb_state::canary::Canary as Files;
     [
@@ -71,7 +71,6 @@ pub const STATE_BUDGETS: [(StateCanary, u64); 7] = {
         (StateCanary::Fold(Fold::DeriveTwice), 40),
         (StateCanary::Fold(Fold::StoreEarly), 300),
         (StateCanary::Fold(Fold::ValidateLate), 40),
-        (StateCanary::Fold(Fold::MissDecision), 300),
         (StateCanary::Files(Files::SnapshotOffByOne), 40),
         (StateCanary::Files(Files::LostDelta), 40),
     ]

@@ -17,7 +17,11 @@ fn every_canary_is_found_within_its_budget() {
 fn every_canary_of_state_is_found_within_its_budget() {
     let missed: Vec<_> = STATE_BUDGETS
         .into_iter()
-        .filter(|(canary, budget)| hunt_state(*canary, *budget).is_none())
+        .filter(|(canary, budget)| {
+            let found = hunt_state(*canary, *budget).map(|failure| failure.seed);
+            eprintln!("{}: {found:?} of {budget}", canary.name());
+            found.is_none()
+        })
         .collect();
     assert!(missed.is_empty(), "not found: {missed:?}");
 }

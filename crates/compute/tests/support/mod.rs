@@ -39,6 +39,8 @@ pub struct Machine {
     pub partitions: u32,
     pub config: ComputeConfig,
     pub live: Option<Live>,
+    /// The program is another version, in which modules compute something else, and says so.
+    pub is_upgraded: bool,
     next: u64,
     boots: u64,
     inbox: Arc<Inbox>,
@@ -69,6 +71,7 @@ impl Machine {
                 ..ComputeConfig::default()
             },
             live: None,
+            is_upgraded: false,
             next: 0,
             boots: 0,
             inbox: Arc::default(),
@@ -85,7 +88,11 @@ impl Machine {
             ..EngineConfig::default()
         };
         let (engine, stepper) = Engine::open_stepped(world.clone(), config).unwrap();
-        let runtime = Arc::new(runtime());
+        let runtime: Arc<dyn Runtime> = if self.is_upgraded {
+            Arc::new(Upgraded(runtime_of(Quirk::Twice)))
+        } else {
+            Arc::new(runtime())
+        };
         let (compute, folds) =
             Compute::open_stepped(&engine, &world, runtime, self.config.clone()).unwrap();
         self.live = Some(Live {
@@ -581,13 +588,39 @@ pub fn big() -> Vec<u8> {
     vec![b'x'; 2 * CODE_CHUNK_BYTES + 17]
 }
 
+/// Another version of the program.
+struct Upgraded(NativeRuntime);
+
+impl Runtime for Upgraded {
+    fn inspect(&self, wasm: &[u8]) -> Result<Inspected, String> {
+        self.0.inspect(wasm)
+    }
+
+    fn load(
+        &self,
+        wasm: &[u8],
+        limits: &Limits,
+        wasi: WasiProfile,
+    ) -> Result<Arc<dyn Program>, String> {
+        self.0.load(wasm, limits, wasi)
+    }
+
+    fn semantics_id(&self, limits: &Limits) -> [u8; 32] {
+        self.0.semantics_id(limits).map(|byte| !byte)
+    }
+}
+
 pub fn runtime() -> NativeRuntime {
+    runtime_of(Quirk::None)
+}
+
+fn runtime_of(plain: Quirk) -> NativeRuntime {
     let tally = |quirk| Tally {
         name: "tally",
         quirk,
     };
     NativeRuntime::default()
-        .with(b"tally", tally(Quirk::None))
+        .with(b"tally", tally(plain))
         .with(b"tally-twice", tally(Quirk::Twice))
         .with(&big(), tally(Quirk::Twice))
         .with(b"tally-impure", tally(Quirk::Impure))
