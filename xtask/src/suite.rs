@@ -29,9 +29,9 @@ const SIM_SEEDS: u64 = 2000;
 /// Processes killed under load.
 const CRASH_KILLS: u64 = 50;
 
-/// Steps that run only when `--only` names them: they build kernels, boot virtual machines, build everything with two
-/// libcs, and compile large interpreters.
-const ASKED: [&str; 4] = ["libcs", "languages", "images", "vm"];
+/// Steps that run only when `--only` names them: they build kernels, boot virtual machines, and compile large
+/// interpreters.
+const ASKED: [&str; 3] = ["languages", "images", "vm"];
 
 const STEPS: [Step; 18] = [
     step("fmt", true, "formatting", fmt),
