@@ -39,7 +39,7 @@ enum SealFailure {
     Heads(#[from] truthdb_log::HeadsError),
 }
 
-/// So many closed segments, and seals hurry: they read ahead, and do not pause.
+/// So many closed segments of all partitions, and seals hurry: they read ahead, and do not pause.
 const HURRY_AT: usize = 2;
 /// Pause after each MiB that a seal has written: a flush of an append is not to find much more than that.
 const WRITE_PAUSE: Duration = Duration::from_millis(4);
@@ -283,10 +283,10 @@ impl Maintenance {
                 key_check: self.files.hasher.seed().check(),
                 index: &index,
             };
-            let is_gentle = shared.closed_segments() < HURRY_AT;
+            let is_gentle = self.is_last_closed();
             let mut failed = false;
             seal_segment_beside(&self.world.storage, &request, is_gentle, &mut |step| {
-                self.while_sealing(shared, step, &mut failed);
+                self.while_sealing(step, &mut failed);
             })?
         };
         add(&shared.counters.seals, 1);
@@ -311,7 +311,7 @@ impl Maintenance {
     /// After each MiB of a seal: next segments are made where the writer took the last one, since it cannot wait for
     /// the seal; and what is written is spread over time, as long as no other segment waits. What fails is left to
     /// [`Maintenance::prepare`], after the seal.
-    fn while_sealing(&self, shared: &PartitionShared, step: SealStep, failed: &mut bool) {
+    fn while_sealing(&self, step: SealStep, failed: &mut bool) {
         for (index, other) in self.partitions.iter().enumerate() {
             if *failed || !self.may_prepare(index, other) {
                 continue;
@@ -322,10 +322,16 @@ impl Maintenance {
                 Err(_) => *failed = true,
             }
         }
-        let is_alone = shared.closed_segments() < HURRY_AT && !self.signal.is_stopping();
-        if self.is_paced && step == SealStep::Written && is_alone {
+        let has_time = self.is_last_closed() && !self.signal.is_stopping();
+        if self.is_paced && step == SealStep::Written && has_time {
             self.signal.wait(WRITE_PAUSE);
         }
+    }
+
+    /// Whether at most the segment being sealed waits for its seal, in all partitions: they share this thread.
+    fn is_last_closed(&self) -> bool {
+        let closed = self.partitions.iter().map(|one| one.closed_segments());
+        closed.sum::<usize>() < HURRY_AT
     }
 
     /// Merges four runs of stream heads into one, if there are.

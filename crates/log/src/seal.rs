@@ -183,11 +183,8 @@ impl Beside<'_> {
 }
 
 /// As [`seal_segment_beside`], with the device to itself.
-///
-/// # Errors
-///
-/// [`SealError`]; nothing is lost.
-pub fn seal_segment(
+#[cfg(test)]
+pub(crate) fn seal_segment(
     storage: &Arc<dyn Storage>,
     request: &SealRequest<'_>,
 ) -> Result<Sealed, SealError> {
