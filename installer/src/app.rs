@@ -40,6 +40,10 @@ struct App {
     outbox: Outbox,
     inbox: Receiver<Event>,
     woken: PipeReader,
+    /// Names of block devices, as last looked at.
+    devices: Vec<String>,
+    /// Whether they had changed then: what has just appeared may not be readable yet, so it is looked at once more.
+    devices_are_new: bool,
 }
 
 /// Runs the installer until a person leaves it or the machine is to start again; gives the exit code.
@@ -60,7 +64,10 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
         },
         inbox,
         woken,
+        devices: Vec::new(),
+        devices_are_new: false,
     };
+    app.devices = app.block_devices();
     let mut views = Views::open(true);
     views.show(&pages::of(&app.session));
     if let Some(code) = app.take(Event::Started, &mut views) {
@@ -76,6 +83,9 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
             app.woken.read_exact(&mut byte)?;
             events.push(event);
         }
+        if app.devices_have_changed() {
+            events.push(Event::DevicesChanged);
+        }
         for event in events {
             if let Some(code) = app.take(event, &mut views) {
                 views.show(&pages::of(&app.session));
@@ -86,6 +96,25 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
 }
 
 impl App {
+    fn block_devices(&self) -> Vec<String> {
+        self.places.system.names("sys/block")
+    }
+
+    /// Looked at only where the flow can do something with it, so that nothing is missed while it cannot.
+    fn devices_have_changed(&mut self) -> bool {
+        if !matches!(
+            self.session.state,
+            State::Welcome | State::DiskSelect { .. }
+        ) {
+            return false;
+        }
+        let now = self.block_devices();
+        let tell = now != self.devices || self.devices_are_new;
+        self.devices_are_new = now != self.devices;
+        self.devices = now;
+        tell
+    }
+
     /// Takes an event; gives the exit code when it was the last.
     fn take(&mut self, event: Event, views: &mut Views) -> Option<u8> {
         let before = self.session.state.name();
@@ -112,6 +141,13 @@ impl App {
             Effect::ProbeHardware => {
                 thread::spawn(move || {
                     for event in work::probe_hardware(&places) {
+                        outbox.send(event);
+                    }
+                });
+            }
+            Effect::ProbeAnswers => {
+                thread::spawn(move || {
+                    if let Some(event) = work::probe_answers(&places) {
                         outbox.send(event);
                     }
                 });

@@ -68,19 +68,24 @@ pub fn probe_hardware(places: &Places) -> Vec<Event> {
     let system = &places.system;
     let hardware = look(system);
     tracing::info!(?hardware, "the machine");
-    let mut events = Vec::new();
+    let mut events: Vec<Event> = probe_answers(places).into_iter().collect();
+    let settings = node::default_settings(&hardware);
+    events.push(Event::Hardware(Ok((hardware, settings))));
+    events
+}
+
+/// The answers, if there are any.
+#[must_use]
+pub fn probe_answers(places: &Places) -> Option<Event> {
+    let system = &places.system;
     let given = match answers::from_command_line(&system.text("proc/cmdline")) {
         Some(text) => Ok(Some(text)),
         None => sticks::answers(system),
     };
     match given {
-        Ok(None) => {}
-        Ok(Some(text)) => events.push(Event::Answers(answers::parse(&text))),
-        Err(reason) => events.push(Event::Answers(Err(reason))),
+        Ok(text) => text.map(|text| Event::Answers(answers::parse(&text))),
+        Err(reason) => Some(Event::Answers(Err(reason))),
     }
-    let settings = node::default_settings(&hardware);
-    events.push(Event::Hardware(Ok((hardware, settings))));
-    events
 }
 
 /// The disks.

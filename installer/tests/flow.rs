@@ -20,6 +20,7 @@ fn names(effects: &[Effect]) -> Vec<&'static str> {
         .iter()
         .map(|effect| match effect {
             Effect::ProbeHardware => "ProbeHardware",
+            Effect::ProbeAnswers => "ProbeAnswers",
             Effect::ProbeDisks => "ProbeDisks",
             Effect::MakePlan { .. } => "MakePlan",
             Effect::Execute { .. } => "Execute",
@@ -278,6 +279,44 @@ fn an_answer_file_needs_no_key_and_has_the_same_safety() {
 }
 
 #[test]
+fn a_stick_and_a_disk_that_come_late_are_waited_for_until_somebody_presses_a_key() {
+    let known = || Event::Hardware(Ok((hardware(), settings())));
+    let welcome = walk(Session::new("1"), [Event::Started, known()]).0;
+    let (session, effects) = walk(welcome.clone(), [Event::DevicesChanged]);
+    assert_eq!(effects, [Effect::ProbeAnswers]);
+    let given = || Event::Answers(Ok(answers(&|_| ())));
+    let none_yet = Event::Disks(Ok(sample::disks()[..1].to_vec()));
+    let (waiting, effects) = walk(session, [given(), none_yet]);
+    assert_eq!(names(&effects), ["ProbeDisks"]);
+    let State::DiskSelect { notice, .. } = &waiting.state else {
+        panic!("{:?}", waiting.state)
+    };
+    assert!(
+        notice
+            .as_ref()
+            .is_some_and(|text| text.starts_with("Waiting"))
+    );
+    let (_, effects) = walk(
+        waiting.clone(),
+        [
+            Event::DevicesChanged,
+            Event::Disks(Ok(sample::disks())),
+            Event::Planned(Ok(prepared(&sample::disks()[1], Mode::Install))),
+        ],
+    );
+    assert_eq!(names(&effects), ["ProbeDisks", "MakePlan", "Execute"]);
+
+    // A person was faster: from then on nothing begins by itself, on this disk or another.
+    let person = walk(waiting, [key(Key::Down)]).0;
+    assert_eq!(person.answers, None);
+    assert!(person.answers_refused.is_some());
+    assert_eq!(walk(person, [Event::DevicesChanged]).1, []);
+    let person = walk(welcome, [key(Key::Tab)]).0;
+    let (person, effects) = walk(person, [Event::DevicesChanged, given()]);
+    assert_eq!((person.state, effects), (State::Welcome, vec![]));
+}
+
+#[test]
 fn a_machine_that_cannot_run_it_goes_no_further() {
     let mut small = hardware();
     small.memory_bytes = 512 << 20;
@@ -322,6 +361,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => any_key().prop_map(Event::Key),
         1 => Just(Event::Started),
+        1 => Just(Event::DevicesChanged),
         2 => any::<bool>().prop_map(|fails| {
             Event::Hardware(if fails { Err(failure()) } else { Ok((hardware(), settings())) })
         }),
@@ -380,7 +420,10 @@ proptest! {
                     _ => false,
                 };
                 let answered = matches!(event, Event::Planned(Ok(_)))
-                    && before.answers.as_ref().is_some_and(|answers| answers.wipe);
+                    && before
+                        .answers
+                        .as_ref()
+                        .is_some_and(|answers| answers.wipe && answers.names(&prepared.plan.target));
                 if prepared.plan.destroys_data() {
                     prop_assert!(typed || answered, "{:?} by {:?}", before.state.name(), event);
                 }

@@ -201,6 +201,18 @@ impl Machine {
         }
     }
 
+    /// Instructions that it has executed since power on, if its spec says that they are counted.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn instructions(&mut self) -> Result<u64> {
+        let answer = self.qmp.run("query-replay", &json!({}))?;
+        answer["icount"]
+            .as_u64()
+            .context("QEMU counts no instructions")
+    }
+
     /// Presses the power button.
     ///
     /// # Errors

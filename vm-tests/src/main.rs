@@ -10,6 +10,7 @@ mod boot;
 mod install;
 mod medium;
 mod runtime;
+mod times;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use truthdb_vm_tests::wait::Deadline;
 
 const USAGE: &str = "\
 Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--only NAME]...
+       truthdb-vm times --disk IMAGE --iso IMAGE --work DIR
        truthdb-vm list
        truthdb-vm boot FILE [--cd | --usb]
 
@@ -30,6 +32,7 @@ Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--onl
          --truthdb  the program that clients have
          --work  folder for disks, logs and screens of the machines
          --only  the named tests
+  times  Boots both images, and counts instructions up to the first picture and the first answer.
   boot   Starts a machine with an image, its serial line in this terminal.
 ";
 
@@ -121,6 +124,7 @@ fn run() -> Result<bool> {
     match parser.next()? {
         Some(Value(command)) => match command.string()?.as_str() {
             "test" => test(&mut parser),
+            "times" => times::main(&mut parser).map(|()| true),
             "boot" => boot::main(&mut parser).map(|()| true),
             "list" => {
                 for test in &TESTS {

@@ -74,6 +74,8 @@ pub struct Spec {
     pub clock: Option<&'static str>,
     /// The address of the machine that ports are forwarded to; `None`: the one that DHCP gives.
     pub guest_address: Option<&'static str>,
+    /// Whether instructions are counted: one processor, emulated, whatever acceleration there is.
+    pub counts_instructions: bool,
     /// A unified kernel image and its command line, started by the firmware in place of a disk.
     pub kernel: Option<(PathBuf, String)>,
     /// More arguments.
@@ -92,6 +94,7 @@ impl Default for Spec {
             ends_at_reboot: false,
             clock: None,
             guest_address: None,
+            counts_instructions: false,
             kernel: None,
             more: Vec::new(),
         }
@@ -123,14 +126,14 @@ impl Spec {
         let mut add = |arguments: &[&str]| {
             line.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         };
-        let cpu = if around.acceleration == "kvm" {
-            "host"
-        } else {
-            "max"
+        let acceleration = match self.counts_instructions {
+            true => "tcg",
+            false => around.acceleration,
         };
+        let cpu = if acceleration == "kvm" { "host" } else { "max" };
         // Secure Boot's variables are protected by system management mode.
         let smm = if self.secure_boot { "on" } else { "off" };
-        let machine = format!("q35,accel={},smm={smm}", around.acceleration);
+        let machine = format!("q35,accel={acceleration},smm={smm}");
         add(&["-nodefaults", "-machine", &machine, "-cpu", cpu]);
         add(&[
             "-smp",
@@ -183,6 +186,10 @@ impl Spec {
         }
         if let Some((image, command_line)) = &self.kernel {
             add(&["-kernel", plain(image)?, "-append", command_line]);
+        }
+        if self.counts_instructions {
+            // A nanosecond of the machine's time for each; while it is idle, its time is that of the host.
+            add(&["-icount", "shift=0"]);
         }
         if self.ends_at_reboot {
             add(&["-no-reboot"]);
@@ -259,6 +266,16 @@ mod tests {
         };
         assert!(!line(&spec).contains("VGA") && !line(&spec).contains("kbd"));
         assert!(line(&Spec::default()).contains("hostfwd=tcp:127.0.0.1:4711-:7433"));
+    }
+
+    #[test]
+    fn instructions_are_counted_by_emulation_only() {
+        let spec = Spec {
+            counts_instructions: true,
+            ..Spec::default()
+        };
+        let line = line(&spec);
+        assert!(line.contains("accel=tcg") && line.contains("-icount shift=0"));
     }
 
     #[test]

@@ -93,16 +93,23 @@ pub(crate) fn release(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(true)
 }
 
-/// `cargo xtask vm`: builds the images and boots them.
+/// `cargo xtask vm`: builds the images and boots them, or measures how long that takes.
 pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     let mut only = Vec::new();
+    let mut times = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("only") => only.push(parser.value()?.string()?),
+            Long("times") => times = true,
             other => return Err(other.unexpected().into()),
         }
     }
     build_test_images()?;
+    if times {
+        machine_packages()?;
+        run(&mut vm_tool(&tested("times")))?;
+        return Ok(true);
+    }
     let count = boot_tests(&only)?;
     println!("{} passed, {} failed", count.passed, count.failed);
     Ok(count.failed == 0)
@@ -175,21 +182,33 @@ fn build_test_images() -> Result<()> {
 
 fn boot_tests(only: &[String]) -> Result<Count> {
     machine_packages()?;
-    let folder = test_folder();
-    let mut words: Vec<OsString> = ["test", "--disk"].map(Into::into).to_vec();
-    words.push(folder.join("truthdb.raw").into_os_string());
-    words.push("--iso".into());
-    words.push(folder.join("truthdb-installer.iso").into_os_string());
+    let mut words = tested("test");
     words.push("--truthdb".into());
-    words.push(folder.join("parts/programs/truthdb").into_os_string());
-    words.push("--work".into());
-    words.push(target_dir().join("appliance/vm").into_os_string());
+    words.push(
+        test_folder()
+            .join("parts/programs/truthdb")
+            .into_os_string(),
+    );
     for name in only {
         words.extend(["--only".into(), name.into()]);
     }
     let (status, output) = tee(&mut vm_tool(&words))?;
     // The program's last line counts; its lines about single tests do not look like totals.
     Ok(Count::of_step(&output, status.success()))
+}
+
+/// A command of the harness, with the images that were built.
+fn tested(command: &str) -> Vec<OsString> {
+    let folder = test_folder();
+    let mut words = vec![OsString::from(command)];
+    for (option, path) in [
+        ("--disk", folder.join("truthdb.raw")),
+        ("--iso", folder.join("truthdb-installer.iso")),
+        ("--work", target_dir().join("appliance/vm")),
+    ] {
+        words.extend([OsString::from(option), path.into_os_string()]);
+    }
+    words
 }
 
 fn test_folder() -> PathBuf {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::executor::Progress;
 use crate::input::{Key, Layout};
-use crate::plan::{Mode, Plan};
+use crate::plan::{Mode, Plan, TargetIdentity};
 
 pub use facts::{
     Check, Disk, FoundSystem, Hardware, MEMORY_BYTES_MIN, NetworkDevice, SecureBoot, Verdict,
@@ -50,6 +50,15 @@ pub struct Answers {
     pub values: Vec<(Field, String)>,
     /// What to do afterwards.
     pub finish: Finish,
+}
+
+impl Answers {
+    /// Whether this is the disk that they name, by serial number or WWN.
+    #[must_use]
+    pub fn names(&self, target: &TargetIdentity) -> bool {
+        let name = &self.disk;
+        !name.is_empty() && (target.serial == *name || target.wwn == *name)
+    }
 }
 
 /// What is shown once, at the end of an installation.
@@ -283,6 +292,8 @@ pub struct Session {
     pub layout: Layout,
     /// What an answer file said. Used up at the first error, so that a person takes over.
     pub answers: Option<Answers>,
+    /// Whether a person has pressed a key. Nothing begins by itself from then on.
+    pub attended: bool,
     /// Why an answer file was not taken, to be shown.
     pub answers_refused: Option<String>,
 }
@@ -299,6 +310,7 @@ impl Session {
             settings: None,
             layout: Layout::Us,
             answers: None,
+            attended: false,
             answers_refused: None,
         }
     }
@@ -315,6 +327,8 @@ pub enum Event {
     Hardware(Result<(Hardware, Settings), Failure>),
     /// There is an answer file, or one that cannot be taken.
     Answers(Result<Answers, String>),
+    /// A disk or a stick has come or gone.
+    DevicesChanged,
     /// The disks are known, or cannot be.
     Disks(Result<Vec<Disk>, Failure>),
     /// The plan was made, or cannot be.
@@ -332,6 +346,8 @@ pub enum Event {
 pub enum Effect {
     /// Look at the machine, and for an answer file.
     ProbeHardware,
+    /// Look for an answer file once more.
+    ProbeAnswers,
     /// Look at the disks.
     ProbeDisks,
     /// Make a plan.

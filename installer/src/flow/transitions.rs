@@ -23,14 +23,12 @@ pub fn step(mut session: Session, event: Event) -> (Session, Vec<Effect>) {
     }
     let effects = match event {
         Event::Started => started(&mut session),
-        Event::Key(key) => on_key(&mut session, key),
-        Event::Answers(answers) => {
-            match answers {
-                Ok(answers) => session.answers = Some(answers),
-                Err(reason) => session.answers_refused = Some(reason),
-            }
-            Vec::new()
+        Event::Key(key) => {
+            session.attended = true;
+            on_key(&mut session, key)
         }
+        Event::Answers(answers) => on_answers(&mut session, answers),
+        Event::DevicesChanged => on_devices(&mut session),
         Event::Hardware(found) => on_hardware(&mut session, found),
         Event::Disks(found) => on_disks(&mut session, found),
         Event::Planned(made) => on_planned(&mut session, made),
@@ -65,23 +63,51 @@ fn on_hardware(
     match found {
         Err(failure) => fail(session, failure, Origin::Hardware),
         Ok((hardware, settings)) => {
-            let is_sufficient = hardware.is_sufficient();
             session.hardware = Some(hardware);
             session.settings = Some(settings);
             session.state = State::Welcome;
-            match session.answers.clone() {
-                Some(answers) if is_sufficient => take_answers(session, &answers),
-                _ => Vec::new(),
-            }
+            take_answers(session)
         }
     }
 }
 
+fn on_answers(session: &mut Session, answers: Result<Answers, String>) -> Vec<Effect> {
+    match answers {
+        Ok(answers) => session.answers = Some(answers),
+        Err(reason) => session.answers_refused = Some(reason),
+    }
+    // A stick that came late: the machine is known already, and nobody has begun to choose.
+    if session.state == State::Welcome && !session.attended {
+        return take_answers(session);
+    }
+    Vec::new()
+}
+
+/// Sticks and disks take seconds to appear, longer than everything before the first page.
+fn on_devices(session: &mut Session) -> Vec<Effect> {
+    if session.attended {
+        return Vec::new();
+    }
+    match session.state {
+        State::Welcome if session.answers.is_none() => vec![Effect::ProbeAnswers],
+        State::DiskSelect { .. } if session.answers.is_some() => search(session),
+        _ => Vec::new(),
+    }
+}
+
+fn is_sufficient(session: &Session) -> bool {
+    let hardware = session.hardware.as_ref();
+    hardware.is_some_and(super::Hardware::is_sufficient)
+}
+
 /// Puts the answers' values into the settings, and goes on to the disks.
-fn take_answers(session: &mut Session, answers: &Answers) -> Vec<Effect> {
-    let Some(settings) = &session.settings else {
+fn take_answers(session: &mut Session) -> Vec<Effect> {
+    let (Some(settings), Some(answers)) = (&session.settings, &session.answers) else {
         return Vec::new();
     };
+    if !is_sufficient(session) {
+        return Vec::new();
+    }
     let mut form = Form::of(settings);
     for (field, text) in &answers.values {
         form.set(*field, text);
@@ -136,18 +162,28 @@ fn offered(session: &Session) -> impl Iterator<Item = usize> {
 
 /// The one disk that the answers name, by serial number or WWN.
 fn answer_disk(session: &mut Session, answers: &Answers) -> Vec<Effect> {
-    let is_named = |at: &usize| {
-        let identity = &session.disks[*at].identity;
-        let name = &answers.disk;
-        !name.is_empty() && (identity.serial == *name || identity.wwn == *name)
-    };
+    let is_named = |at: &usize| answers.names(&session.disks[*at].identity);
     let named: Vec<usize> = offered(session).filter(is_named).collect();
+    let is_refused = session
+        .disks
+        .iter()
+        .any(|disk| answers.names(&disk.identity));
     match named[..] {
         [disk] => plan(session, disk, answers.mode),
+        [] if !session.attended && !is_refused => {
+            let text = format!(
+                "Waiting for disk {:?}, which the answer file names. Any key ends the waiting.",
+                answers.disk
+            );
+            if let State::DiskSelect { notice, .. } = &mut session.state {
+                *notice = Some(text);
+            }
+            Vec::new()
+        }
         ref others => {
             let count = others.len();
             session.answers_refused = Some(format!(
-                "the answer file names disk {:?}, which {count} disks are",
+                "the answer file names disk {:?}, which {count} disks are that can be used",
                 answers.disk
             ));
             session.answers = None;
@@ -180,10 +216,10 @@ fn on_planned(session: &mut Session, made: Result<Prepared, Failure>) -> Vec<Eff
                 .plan
                 .destroys_data()
                 .then(|| session.disks[disk].confirmation());
-            let may_start = session
-                .answers
-                .as_ref()
-                .is_some_and(|answers| answers.wipe || words.is_none());
+            // By the disk that they name, and by no other that somebody chose.
+            let may_start = session.answers.as_ref().is_some_and(|answers| {
+                answers.names(&prepared.plan.target) && (answers.wipe || words.is_none())
+            });
             session.state = State::Confirm {
                 disk,
                 prepared,
@@ -280,6 +316,14 @@ fn fail(session: &mut Session, failure: Failure, origin: Origin) -> Vec<Effect> 
 }
 
 fn on_key(session: &mut Session, key: Key) -> Vec<Effect> {
+    if matches!(session.state, State::DiskSelect { .. })
+        && let Some(answers) = session.answers.take()
+    {
+        session.answers_refused = Some(format!(
+            "disk {:?} is not there, and a key was pressed",
+            answers.disk
+        ));
+    }
     // A key that would leave asks first, and comes back here.
     let asks_to_leave =
         key == Key::Escape && matches!(session.state, State::Welcome | State::DiskSelect { .. });
@@ -337,12 +381,8 @@ fn open_form(session: &mut Session) -> Vec<Effect> {
 }
 
 fn on_welcome_key(session: &mut Session, key: Key) -> Vec<Effect> {
-    let is_sufficient = session
-        .hardware
-        .as_ref()
-        .is_some_and(super::Hardware::is_sufficient);
     match key {
-        Key::Enter if is_sufficient => search(session),
+        Key::Enter if is_sufficient(session) => search(session),
         Key::Advanced => open_form(session),
         // The machine may have been given a cable or more memory in the meantime.
         Key::Rescan => {
