@@ -17,6 +17,7 @@ mod machine;
 mod natives;
 mod node;
 mod query;
+mod query_network;
 mod read;
 mod recover;
 mod reduce;

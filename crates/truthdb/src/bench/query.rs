@@ -14,6 +14,7 @@ use super::load::WARM_UP;
 use super::machine::WorkDir;
 use super::natives::{CODES, Code, Measured, Modules, ModulesArg, account_key};
 use super::node::{Node, Numbers, Writers, Writing};
+use super::query_network;
 use super::report::Report;
 use super::stats::{Latencies, Spread, number};
 use crate::exit::{ExitClass, Failure};
@@ -109,20 +110,25 @@ impl Kind {
 }
 
 /// One window: answers, and what the writers did meanwhile.
-struct Window {
-    latencies: Latencies,
-    events_per_s: f64,
-    append_p99_us: f64,
+pub(super) struct Window {
+    pub latencies: Latencies,
+    pub seconds: f64,
+    pub events_per_s: f64,
+    pub append_p99_us: f64,
 }
 
-fn window(args: &Args, node: &Node, kind: Kind, next: Option<&mut u64>) -> Result<Window, Failure> {
-    let writing = Writing {
+fn writing(args: &Args) -> Writing {
+    Writing {
         writers: args.writers,
         batch: args.batch,
         accounts: args.keys,
         event_type: "deposit",
         pause: Duration::from_micros(args.pause_us),
-    };
+    }
+}
+
+fn window(args: &Args, node: &Node, kind: Kind, next: Option<&mut u64>) -> Result<Window, Failure> {
+    let writing = writing(args);
     let running = next
         .as_deref()
         .map(|first| Writers::start(&node.engine, writing, *first));
@@ -157,6 +163,7 @@ fn window(args: &Args, node: &Node, kind: Kind, next: Option<&mut u64>) -> Resul
     }
     Ok(Window {
         latencies,
+        seconds,
         events_per_s,
         append_p99_us,
     })
@@ -165,6 +172,7 @@ fn window(args: &Args, node: &Node, kind: Kind, next: Option<&mut u64>) -> Resul
 /// Windows by kind of question, at rest and under load in turn.
 type Windows = Vec<[Vec<Window>; 2]>;
 
+/// Leaves the database behind, closed.
 fn measure(
     args: &Args,
     modules: &Modules,
@@ -209,13 +217,10 @@ fn measure(
         }
     }
     node.close();
-    std::fs::remove_dir_all(data).map_err(|error| {
-        Failure::environment(format!("cannot remove {}", data.display()), error)
-    })?;
     Ok(windows)
 }
 
-fn row(code: Code, kind: Kind, when: &str, rounds: &[Window]) -> (Vec<String>, serde_json::Value) {
+fn row(code: &str, kind: &str, when: &str, rounds: &[Window]) -> (Vec<String>, serde_json::Value) {
     let spread = |of: &dyn Fn(&Window) -> f64| Spread::of(rounds.iter().map(of));
     let quantiles = [0.5, 0.99, 0.999].map(|q| spread(&|window| window.latencies.us(q)));
     let events = spread(&|window| window.events_per_s);
@@ -228,15 +233,11 @@ fn row(code: Code, kind: Kind, when: &str, rounds: &[Window]) -> (Vec<String>, s
             "-".to_owned()
         }
     };
-    let mut row = vec![
-        code.name().to_owned(),
-        kind.name().to_owned(),
-        when.to_owned(),
-    ];
+    let mut row = vec![code.to_owned(), kind.to_owned(), when.to_owned()];
     row.extend(quantiles.iter().map(|quantile| quantile.text(1)));
     row.extend([or_dash(&events), or_dash(&append)]);
     let value = json!({
-        "code": code.name(), "question": kind.name(), "when": when, "p50_us": quantiles[0].json(),
+        "code": code, "question": kind, "when": when, "p50_us": quantiles[0].json(),
         "p99_us": quantiles[1].json(), "p99_9_us": quantiles[2].json(),
         "events_per_s": events.json(), "append_p99_us": append.json(),
     });
@@ -253,15 +254,27 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
     let work = WorkDir::new(&args.common.dir)?;
     let mut report = Report::new("query", work.path());
     let (mut printed, mut values) = (Vec::new(), Vec::new());
-    for code in CODES {
-        let windows = measure(args, &modules, &work.path().join("data"), code)?;
-        for (kind, [rest, load]) in KINDS.iter().zip(&windows) {
-            for (when, rounds) in [("at rest", rest), ("under load", load)] {
-                let (row, value) = row(code, *kind, when, rounds);
-                printed.push(row);
-                values.push(value);
-            }
+    let data = work.path().join("data");
+    let mut add = |code: Code, kind: &str, [rest, load]: &[Vec<Window>; 2]| {
+        for (when, rounds) in [("at rest", rest), ("under load", load)] {
+            let (row, value) = row(code.name(), kind, when, rounds);
+            printed.push(row);
+            values.push(value);
         }
+    };
+    for code in CODES {
+        let windows = measure(args, &modules, &data, code)?;
+        for (kind, windows) in KINDS.iter().zip(&windows) {
+            add(code, kind.name(), windows);
+        }
+        if code == Code::Wasm {
+            let rounds = args.common.rounds;
+            let windows = query_network::measure(&data, writing(args), args.seconds, rounds)?;
+            add(code, "get of a row, by gRPC", &windows);
+        }
+        std::fs::remove_dir_all(&data).map_err(|error| {
+            Failure::environment(format!("cannot remove {}", data.display()), error)
+        })?;
     }
     report.section(
         format!(
@@ -286,9 +299,9 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
                "pause_us": args.pause_us, "questions": values}),
     );
     report.note(
-        "In this process, one question at a time, about the present. A get and a scan run no code of a module; \
-         what differs between the folds is how much of the CPUs they leave. The operator is the example \
-         `richest`.",
+        "One question at a time, about the present; in this process, but for those by gRPC, which a server of its own \
+         answers, with writers over the native protocol. A get and a scan run no code of a module; what differs \
+         between the folds is how much of the CPUs they leave. The operator is the example `richest`.",
     );
     Ok(report)
 }

@@ -57,7 +57,10 @@ pub(super) enum Target {
 }
 
 /// A failed request of the measurement itself.
-fn failed(what: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Failure {
+pub(super) fn failed(
+    what: &str,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Failure {
     Failure::new(ExitClass::Network, what).with_source(error)
 }
 
