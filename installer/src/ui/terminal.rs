@@ -10,6 +10,9 @@ use super::{Page, View, text};
 use crate::input::Key;
 use crate::input::serial::Decoder;
 
+/// Ctrl-L, as in every program of terminals: for who has just connected, or reads what the line has garbled.
+const REDRAW: u8 = 0x0c;
+
 /// A terminal. Its settings are put back when it is dropped.
 pub struct Terminal {
     input: File,
@@ -68,10 +71,20 @@ impl Terminal {
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        if bytes[..read].contains(&REDRAW) {
+            self.shown = None;
+            self.is_new = true;
+        }
         Ok(bytes[..read]
             .iter()
             .filter_map(|byte| self.decoder.byte(*byte))
             .collect())
+    }
+
+    /// Whether everything is to be drawn again.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Whether an Escape waits for what follows.
@@ -112,5 +125,40 @@ impl View for Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         let _ = tcsetattr(&self.input, OptionalActions::Now, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+    use super::*;
+
+    #[test]
+    fn control_l_draws_everything_again() {
+        let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&controller).unwrap();
+        unlockpt(&controller).unwrap();
+        let name = ptsname(&controller, Vec::new()).unwrap();
+        let line = File::options()
+            .read(true)
+            .write(true)
+            .open(name.to_str().unwrap());
+        let line = line.unwrap();
+        let mut terminal = Terminal::open(line.try_clone().unwrap(), line).unwrap();
+        let mut far = File::from(controller);
+        let drawn = |far: &mut File| {
+            let mut bytes = [0; 4096];
+            let read = far.read(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes[..read]).into_owned()
+        };
+        let page = crate::ui::pages::of(&crate::flow::Session::new("1"));
+        terminal.show(&page).unwrap();
+        assert!(drawn(&mut far).contains("TruthDB"));
+        far.write_all(b"x\x0c").unwrap();
+        assert_eq!(terminal.read().unwrap(), [Key::Char('x')]);
+        assert!(terminal.is_new());
+        terminal.show(&page).unwrap();
+        assert!(drawn(&mut far).starts_with("\x1b[2J"));
     }
 }

@@ -231,7 +231,10 @@ impl Views {
             return Vec::new();
         };
         match terminal.read() {
-            Ok(keys) => keys,
+            Ok(keys) => {
+                self.terminal_is_late |= terminal.is_new();
+                keys
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Vec::new(),
             Err(error) => {
                 tracing::warn!("the serial line is gone: {error}");
