@@ -56,6 +56,17 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     collect(&workshop)?;
     sources(&workshop)?;
     provenance(&workshop)?;
+    let after = Workshop::open(&Options {
+        out: Some(making.clone()),
+        ..Options::default()
+    })?;
+    ensure!(
+        after.version == probe.version,
+        "the tree changed while the release was made: it began as {} and is {}. Nothing is published; leave the tree \
+         alone, and start again",
+        probe.version,
+        after.version
+    );
     std::fs::remove_dir_all(workshop.scratch()).context("removing what lies between the steps")?;
     let count = sums(&making)?;
     publish(&making, &folder)?;
