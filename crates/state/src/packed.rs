@@ -16,6 +16,10 @@ use crate::limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX, small};
 const VALUE_BITS: u32 = 21;
 /// Dead bytes below which squeezing does not pay.
 const DEAD_BYTES_MIN: usize = 512;
+/// Heads that a search looks at together.
+const LANES: usize = 7;
+/// Bytes of a prefix that are kept in the node itself.
+const PREFIX_BYTES: usize = 24;
 /// Most spare bytes that a growing heap asks for at once.
 const SPARE_BYTES_MAX: usize = 1024;
 
@@ -77,6 +81,14 @@ pub(crate) fn head(rest: &[u8]) -> u64 {
     u64::from_le_bytes(first).swap_bytes()
 }
 
+/// What is kept of a prefix in the node itself: bytes beyond a key are never compared, since no prefix is longer.
+fn prefix_of(key: &[u8]) -> [u8; PREFIX_BYTES] {
+    let mut prefix = [0; PREFIX_BYTES];
+    let bytes = key.len().min(PREFIX_BYTES);
+    prefix[..bytes].copy_from_slice(&key[..bytes]);
+    prefix
+}
+
 /// Length of the longest prefix of both.
 pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
@@ -89,6 +101,8 @@ pub(crate) struct Packed {
     heap: Vec<u8>,
     /// Bytes that all keys begin with, at least.
     skip: usize,
+    /// The first of them.
+    prefix: [u8; PREFIX_BYTES],
     /// Bytes of the heap that no slot points at.
     dead: usize,
 }
@@ -107,6 +121,7 @@ impl Clone for Packed {
             slots,
             heap,
             skip: self.skip,
+            prefix: self.prefix,
             dead: self.dead,
         }
     }
@@ -152,7 +167,11 @@ impl Packed {
         };
         let skip = self.skip;
         if skip > 0 {
-            let prefix = &first.key(&self.heap)[..skip];
+            // Most prefixes lie in the node itself, which spares two lines of the cache.
+            let prefix = match self.prefix.get(..skip) {
+                Some(prefix) => prefix,
+                None => &first.key(&self.heap)[..skip],
+            };
             match key[..key.len().min(skip)].cmp(prefix) {
                 Ordering::Less => return Err(0),
                 Ordering::Greater => return Err(self.len()),
@@ -161,11 +180,42 @@ impl Packed {
         }
         let rest = &key[skip..];
         let wanted = head(rest);
-        self.slots.binary_search_by(|slot| {
-            slot.head
-                .cmp(&wanted)
-                .then_with(|| slot.key(&self.heap)[skip..].cmp(rest))
-        })
+        let at = self.first_head(wanted);
+        let compare = |slot: &Slot| slot.key(&self.heap)[skip..].cmp(rest);
+        match self.slots.get(at) {
+            Some(slot) if slot.head == wanted => match compare(slot) {
+                Ordering::Equal => return Ok(at),
+                Ordering::Greater => return Err(at),
+                Ordering::Less => {}
+            },
+            _ => return Err(at),
+        }
+        // Several keys with one head: they differ further on.
+        let after = at + 1;
+        let same = self.slots[after..].partition_point(|slot| slot.head == wanted);
+        let found = self.slots[after..after + same].binary_search_by(compare);
+        found.map(|at| after + at).map_err(|at| after + at)
+    }
+
+    /// The first slot whose head is not below `wanted`.
+    ///
+    /// Looks at several heads at once, so that the processor waits for all of them together: where a table is
+    /// larger than the caches, that is most of what a search takes.
+    fn first_head(&self, wanted: u64) -> usize {
+        let (mut low, mut high) = (0, self.slots.len());
+        while high - low > LANES {
+            // At least one, since there are more than lanes.
+            let step = (high - low) / (LANES + 1);
+            let lanes: [u64; LANES] =
+                std::array::from_fn(|lane| self.slots[low + (lane + 1) * step - 1].head);
+            let below = lanes.iter().filter(|head| **head < wanted).count();
+            if below < LANES {
+                high = low + (below + 1) * step - 1;
+            }
+            low += below * step;
+        }
+        let rest = &self.slots[low..high];
+        low + rest.iter().filter(|slot| slot.head < wanted).count()
     }
 
     /// Index of the first row whose key is not below `key`.
@@ -179,6 +229,7 @@ impl Packed {
             None => {
                 self.heap.clear();
                 (self.skip, self.dead) = (key.len(), 0);
+                self.prefix = prefix_of(key);
             }
             Some(first) => {
                 let prefix = &first.key(&self.heap)[..self.skip];
@@ -282,6 +333,10 @@ impl Packed {
             slots: Vec::with_capacity(slots.len() + 1),
             heap: Vec::with_capacity(bytes + spare(bytes)),
             skip,
+            prefix: slots
+                .first()
+                .map(|first| prefix_of(first.key(&self.heap)))
+                .unwrap_or_default(),
             dead: 0,
         };
         for slot in slots {
