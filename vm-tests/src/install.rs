@@ -125,6 +125,7 @@ pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
     check_quiet(&guide.machine)?;
     guide.choose("TDB-VIRTIO-1")?;
     guide.confirm()?;
+    guide.wait_for("[x] Test the disk")?;
     let page = guide.wait_for_end("TruthDB is installed")?;
     ensure!(
         page.contains("registered with the firmware"),

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, Value, ValueExt as _};
@@ -166,8 +167,12 @@ pub(crate) fn vm_step() -> Result<Count> {
     boot_tests(&[])
 }
 
-/// The images that are tested.
+/// The images that are tested, once in a run.
 fn build_test_images() -> Result<()> {
+    static BUILT: AtomicBool = AtomicBool::new(false);
+    if BUILT.load(Ordering::Relaxed) {
+        return Ok(());
+    }
     build_packages()?;
     let out = [OsString::from("--out"), test_folder().into_os_string()];
     let mut words: Vec<OsString> = out.to_vec();
@@ -177,7 +182,9 @@ fn build_test_images() -> Result<()> {
     let mut words: Vec<OsString> = out.to_vec();
     words.extend(["--profile", TEST_PROFILE, "--runtime"].map(Into::into));
     words.push(test_folder().join("TruthDBRuntime.efi").into_os_string());
-    image_tool("iso", &words)
+    image_tool("iso", &words)?;
+    BUILT.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 fn boot_tests(only: &[String]) -> Result<Count> {

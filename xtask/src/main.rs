@@ -35,7 +35,7 @@ Usage: cargo xtask <command> [options]
 
   test   [--quick] [--only STEP]...
          Everything that must pass. Installs what is missing. The last line counts.
-         --quick  leave out long simulation, the static binary, licences, and the demonstration
+         --quick  leave out long simulation, the static binary, licences, images, machines and the demonstration
          --only   run the named steps only
 
   tidy   The style rules that no other tool checks.
@@ -60,8 +60,9 @@ Usage: cargo xtask <command> [options]
   image {iso,runtime,disk} [options] [--boot]
          Build an image of the appliance. `image --help` lists the options: artefacts by path, formats, folder.
          --boot   start the result in QEMU, its serial line in this terminal
-  vm     [--only NAME]...
+  vm     [--only NAME]... [--times]
          Build the images, and test them in virtual machines.
+         --times  instead, count instructions from power on to the first picture and the first answer
 
   release [--out DIR]
          Everything that is published, under one version, with sums, bills of materials, provenance and sources.
