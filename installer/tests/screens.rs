@@ -49,6 +49,7 @@ fn screens() -> Vec<(&'static str, Page)> {
         ],
     )
     .0;
+    let refused = walk(settings.clone(), [Event::Key(Key::Enter)]).0;
     let confirm = walk(at_confirm(1, Mode::Install), keys("900")).0;
     let keep = at_confirm(2, Mode::ReinstallKeepData);
     let start = |session: Session, words: &str| {
@@ -87,6 +88,7 @@ fn screens() -> Vec<(&'static str, Page)> {
         of("no-disks", &none),
         of("modes", &mode),
         of("settings", &settings),
+        of("settings-refused", &refused),
         of("confirm", &confirm),
         of("confirm-keep", &keep),
         of("installing", &installing),
@@ -152,7 +154,7 @@ fn screens_as_pictures() {
 #[test]
 fn odd_sizes_and_endless_texts_are_drawn() {
     let renderer = Renderer::new();
-    let (_, mut page) = screens().remove(7);
+    let (_, mut page) = screens().remove(8);
     page.title = "endless".repeat(200);
     page.intro = "\u{1f600} \u{0} \n".repeat(50);
     for (width, height) in [(1, 1), (320, 200), (200, 2000), (16_384, 3)] {
