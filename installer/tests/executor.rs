@@ -62,6 +62,7 @@ fn request(path: &Path, sector_bytes: u32, seed: u8) -> Request {
         old_partitions: Vec::new(),
         old_disk_id: None,
         boot_entry: true,
+        answers: None,
     }
 }
 

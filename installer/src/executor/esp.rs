@@ -216,6 +216,8 @@ pub struct EspContent {
     pub version: String,
     /// The image.
     pub image: Arc<[u8]>,
+    /// Hash of the answers that ordered it, if it was answers.
+    pub answers: Option<Sha256>,
 }
 
 /// What `EFI/TruthDB/system.toml` says.
@@ -224,6 +226,7 @@ struct About {
     version: String,
     file: String,
     sha256: String,
+    answers: Option<String>,
 }
 
 /// Reads the system from an EFI system partition, and checks its hash.
@@ -249,5 +252,6 @@ pub fn read_esp(target: &mut dyn super::Target, range: ByteRange) -> Result<EspC
     Ok(EspContent {
         version: about.version,
         image: image.into(),
+        answers: about.answers.as_deref().and_then(Sha256::parse),
     })
 }

@@ -161,6 +161,8 @@ pub struct Request {
     pub old_disk_id: Option<Uuid>,
     /// Whether to register a boot entry with the firmware, as best effort.
     pub boot_entry: bool,
+    /// Hash of the answers that ordered it, kept beside the system: they are not followed twice.
+    pub answers: Option<Sha256>,
 }
 
 /// A file of the plan, with its hash.
@@ -324,7 +326,7 @@ impl Plan {
     /// See [`PlanError`]; nothing was done to any disk.
     pub fn new(request: &Request) -> Result<Plan, PlanError> {
         layout::check_request(request)?;
-        let esp_files = esp_files(&request.runtime);
+        let esp_files = esp_files(&request.runtime, request.answers);
         let (disk_id, esp, data) = match request.mode {
             Mode::Install => layout::fresh(request),
             Mode::ReinstallKeepData | Mode::RepairBoot => layout::kept(request)?,
@@ -371,8 +373,14 @@ impl Plan {
     }
 }
 
+/// Path of a version's system on the EFI system partition.
+#[must_use]
+pub fn system_path(version: &str) -> String {
+    format!("EFI/TruthDB/truthdb-{version}.efi")
+}
+
 /// The system under its own name, what it is, and, last, the path that firmware falls back to.
-fn esp_files(runtime: &Runtime) -> Vec<PlannedFile> {
+fn esp_files(runtime: &Runtime, answers: Option<Sha256>) -> Vec<PlannedFile> {
     let file = |path: String, bytes: Arc<[u8]>| PlannedFile {
         sha256: Sha256::of(&bytes),
         content: FileContent {
@@ -381,17 +389,17 @@ fn esp_files(runtime: &Runtime) -> Vec<PlannedFile> {
             bytes,
         },
     };
-    let system = file(
-        format!("EFI/TruthDB/truthdb-{}.efi", runtime.version),
-        Arc::clone(&runtime.image),
-    );
-    let about = format!(
+    let system = file(system_path(&runtime.version), Arc::clone(&runtime.image));
+    let mut about = format!(
         "version = \"{}\"\nfile = \"{}\"\nsha256 = \"{}\"\nbytes = {}\n",
         runtime.version,
         system.content.path,
         system.sha256,
         runtime.image.len()
     );
+    if let Some(answers) = answers {
+        about.push_str(&format!("answers = \"{answers}\"\n"));
+    }
     let fallback = file(FALLBACK_PATH.to_owned(), Arc::clone(&runtime.image));
     vec![
         system,
