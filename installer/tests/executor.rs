@@ -320,6 +320,10 @@ impl Target for Faulty<'_> {
 /// What firmware would start from a disk: the system behind the fallback path, if it can be reached
 /// through a valid table and a readable file system.
 fn bootable(disk: &mut (impl io::Read + io::Seek)) -> Option<Sha256> {
+    esp_file(disk, FALLBACK_PATH).map(|bytes| Sha256::of(&bytes))
+}
+
+fn esp_file(disk: &mut (impl io::Read + io::Seek), path: &str) -> Option<Vec<u8>> {
     let (primary, backup) = read_table(disk, 512).ok()?;
     let table = primary.valid().or_else(|| backup.valid())?;
     let esp = table.partitions.first()?;
@@ -329,10 +333,10 @@ fn bootable(disk: &mut (impl io::Read + io::Seek)) -> Option<Sha256> {
         position: 0,
     };
     let volume = fatfs::FileSystem::new(window, fatfs::FsOptions::new()).ok()?;
-    let mut file = volume.root_dir().open_file(FALLBACK_PATH).ok()?;
+    let mut file = volume.root_dir().open_file(path).ok()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).ok()?;
-    Some(Sha256::of(&bytes))
+    Some(bytes)
 }
 
 /// A partition of a disk, to be read.
@@ -717,11 +721,17 @@ fn whatever_is_left_by_a_power_cut_boots_whole_or_not_at_all() {
                         prop_assert_eq!(hash, systems[1]);
                         // Everything but the last MiB of writes was flushed by then.
                         prop_assert!(
-                            number + 4 >= epochs.len(),
+                            number + 5 >= epochs.len(),
                             "new at {} of {}",
                             number,
                             epochs.len()
                         );
+                        // That all was verified is written in the last phase, behind which nothing is.
+                        let about = esp_file(&mut cut, "EFI/TruthDB/system.toml").unwrap();
+                        let is_complete = String::from_utf8(about)
+                            .unwrap()
+                            .contains("complete = true");
+                        prop_assert!(!is_complete || number + 2 == epochs.len());
                     }
                 }
                 Ok(())
@@ -732,4 +742,6 @@ fn whatever_is_left_by_a_power_cut_boots_whole_or_not_at_all() {
         }
     }
     assert_eq!(bootable(&mut base), Some(systems[1]));
+    let found = read_esp(&mut target, plan.range(&plan.esp)).unwrap();
+    assert!(found.is_complete);
 }

@@ -324,6 +324,7 @@ fn installed(by: Option<&Answers>, version: &str) -> Disk {
         version: Ok(version.into()),
         answers: by.map(Answers::id),
         has_primary_table: true,
+        is_complete: true,
     });
     disk
 }
@@ -427,6 +428,11 @@ fn answers_erase_a_truthdb_only_if_they_say_so() {
     damaged.truthdb.as_mut().unwrap().version = Err("damaged".into());
     let mut cut_off = damaged.clone();
     cut_off.truthdb.as_mut().unwrap().has_primary_table = false;
+    let unfinished = |by| {
+        let mut disk = installed(Some(by), "0.1.0");
+        disk.truthdb.as_mut().unwrap().is_complete = false;
+        disk
+    };
     for (answers, disk, expected) in [
         // By hand, by other answers, of another version, damaged: a person decides.
         (&plain, installed(None, "0.1.0"), "ModeSelect"),
@@ -436,6 +442,9 @@ fn answers_erase_a_truthdb_only_if_they_say_so() {
         (&plain, no_table, "ModeSelect"),
         // What an interrupted installation leaves is no node.
         (&plain, cut_off, "Planning"),
+        (&plain, unfinished(&plain), "Planning"),
+        (&plain, unfinished(&other), "ModeSelect"),
+        (&update, unfinished(&update), "Planning"),
         (&forced, installed(Some(&plain), "0.1.0"), "Planning"),
         (&forced, damaged.clone(), "Planning"),
         // Data is kept: done for each version once.
@@ -587,7 +596,7 @@ proptest! {
                     && before.answers.as_ref().is_some_and(|answers| {
                         let State::Planning { disk, .. } = before.state else { return false };
                         let disk = &before.disks[disk];
-                        let is_free = disk.truthdb.as_ref().is_none_or(FoundSystem::is_cut_off);
+                        let is_free = disk.truthdb.as_ref().is_none_or(|found| found.is_cut_off(answers.id()));
                         let is_named = disk.identity.serial == answers.disk;
                         answers.wipe && is_named && !by_a_person && (is_free || answers.again)
                     });
@@ -623,7 +632,7 @@ proptest! {
     fn a_medium_that_stays_in_installs_once(
         finish in prop::sample::select(vec![Finish::Wait, Finish::Reboot, Finish::PowerOff]),
         mode in prop::sample::select(vec![Mode::Install, Mode::ReinstallKeepData]),
-        starts in prop::collection::vec((0u64..100_000, any::<bool>(), any::<bool>()), 1..12),
+        starts in prop::collection::vec((0u64..100_000, any::<bool>(), 0usize..4), 1..12),
     ) {
         let answers = answers(&|answers| {
             answers.finish = finish;
@@ -636,7 +645,7 @@ proptest! {
         };
         let mut machine = hardware();
         let mut installations = 0;
-        for (pause_s, takes_it, is_cut_off) in starts {
+        for (pause_s, takes_it, cut) in starts {
             machine.clock_s += pause_s;
             let (session, effects) = started(&answers, machine.clone(), &disk);
             match &effects[2..] {
@@ -647,13 +656,14 @@ proptest! {
                     disk = installed(Some(&answers), "0.1.0");
                     let found = disk.truthdb.as_mut().unwrap();
                     found.answers = *by;
-                    if is_cut_off {
+                    // The power fails while the system is written, before the table, or while all is verified.
+                    found.is_complete = cut == 0;
+                    found.has_primary_table = cut == 0 || cut == 3 || mode != Mode::Install;
+                    if cut == 1 {
                         found.answers = None;
                         found.version = Err("damaged".into());
-                        found.has_primary_table = mode != Mode::Install;
-                    } else {
-                        installations += 1;
                     }
+                    installations += usize::from(cut == 0);
                 }
                 [Effect::StartDiskNext { .. }] => {
                     let taken = Event::DiskNext(if takes_it { Ok(()) } else { Err("no".into()) });

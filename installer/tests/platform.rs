@@ -199,7 +199,7 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     let truthdb = found[0].truthdb.as_ref().unwrap();
     assert_eq!(truthdb.version.as_deref(), Ok("0.1.0"));
     assert_eq!(truthdb.answers, request.answers);
-    assert!(truthdb.has_primary_table && !truthdb.is_cut_off());
+    assert!(truthdb.is_done(Sha256::of(b"answers")) && !truthdb.is_done(Sha256::of(b"others")));
     assert!(
         found[0]
             .contents
@@ -221,7 +221,7 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     let found = disks::all(&machine.system(), None);
     let truthdb = found[0].truthdb.as_ref().unwrap();
     assert!(
-        truthdb.is_cut_off() && truthdb.answers.is_none(),
+        truthdb.is_cut_off(Sha256::of(b"any")) && truthdb.answers.is_none(),
         "{truthdb:?}"
     );
 }

@@ -4,7 +4,7 @@
 //! nothing boots from it. Then everything is written and flushed. Only then come, in this order, the
 //! backup partition table, the first sector of the EFI system partition, and the first MiB of the disk
 //! with the primary table: a disk whose installation was interrupted is never bootable, and running
-//! it again starts from nothing it has to trust.
+//! it again starts from nothing it has to trust. That everything was read back is noted last of all.
 //!
 //! File systems are never mounted. Each is made away from the disk (the EFI system partition in
 //! memory, the data partition in a sparse scratch file by `mke2fs` and `debugfs`), and the blocks that
@@ -314,6 +314,7 @@ impl Run<'_> {
         self.write(0, &tables.primary)?;
         self.flush()?;
         let (verified_bytes, data_check) = verify::run(self)?;
+        esp::complete(self, &system)?;
         Ok(Report {
             written_bytes: self.written_bytes,
             verified_bytes,

@@ -170,20 +170,31 @@ pub struct FoundSystem {
     pub answers: Option<Sha256>,
     /// Whether the primary partition table is valid. An installation writes it last.
     pub has_primary_table: bool,
+    /// Whether the installation was verified to its end, as far as the system can say.
+    pub is_complete: bool,
 }
 
 impl FoundSystem {
-    /// Whether it is what an interrupted installation leaves: no node was ever started from it.
+    /// Whether it is what an installation by these answers leaves that was interrupted: nobody has seen
+    /// its token. What has neither a table nor a system was interrupted before it said whose it is.
     #[must_use]
-    pub fn is_cut_off(&self) -> bool {
-        !self.has_primary_table && self.version.is_err()
+    pub fn is_cut_off(&self, answers: Sha256) -> bool {
+        let is_begun = !self.is_complete && self.answers == Some(answers);
+        is_begun || (!self.has_primary_table && self.version.is_err())
+    }
+
+    /// Whether these answers were carried out to the end.
+    #[must_use]
+    pub fn is_done(&self, answers: Sha256) -> bool {
+        self.has_primary_table && self.is_complete && self.answers == Some(answers)
     }
 
     /// What it is called.
     #[must_use]
     pub fn title(&self) -> String {
         match &self.version {
-            Ok(version) => format!("TruthDB {version}"),
+            Ok(version) if self.is_complete => format!("TruthDB {version}"),
+            Ok(version) => format!("TruthDB {version}, whose installation was not finished"),
             Err(_) => "TruthDB, whose system is damaged".to_owned(),
         }
     }

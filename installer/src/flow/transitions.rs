@@ -176,11 +176,11 @@ fn follow(session: &mut Session, disk: usize, answers: &Answers) -> Vec<Effect> 
         Mode::RepairBoot => found.version.is_ok(),
         Mode::Install | Mode::ReinstallKeepData => found.version.as_ref() == Ok(&session.version),
     };
-    let is_done = is_there && found.has_primary_table && found.answers == Some(answers.id());
+    let is_done = is_there && found.is_done(answers.id());
     if !answers.again && is_done {
         return already_installed(session, disk, answers.finish);
     }
-    if !answers.again && answers.mode == Mode::Install && !found.is_cut_off() {
+    if !answers.again && answers.mode == Mode::Install && !found.is_cut_off(answers.id()) {
         session.answers_refused = Some(format!(
             "the disk holds {}. It is erased only by a file that says again = true",
             found.title()

@@ -38,6 +38,11 @@ pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93
 pub const LINUX_TYPE: Uuid = Uuid::from_u128(0x0fc63daf_8483_4772_8e79_3d69d8477de4);
 /// The path firmware starts when it has no boot entry (UEFI 2.10, 3.5.1.1).
 pub const FALLBACK_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
+/// What the system is, on the EFI system partition.
+pub(crate) const ABOUT_PATH: &str = "EFI/TruthDB/system.toml";
+/// Whether an installation was verified to its end, as `system.toml` says it: at first, and then, in the
+/// same place.
+pub(crate) const COMPLETE: [&str; 2] = ["false", "true "];
 /// Name of our boot entry in the firmware's menu.
 pub const BOOT_ENTRY_NAME: &str = "TruthDB";
 
@@ -400,13 +405,11 @@ fn esp_files(runtime: &Runtime, answers: Option<Sha256>) -> Vec<PlannedFile> {
     if let Some(answers) = answers {
         about.push_str(&format!("answers = \"{answers}\"\n"));
     }
+    about.push_str(&format!("complete = {}\n", COMPLETE[0]));
     let fallback = file(FALLBACK_PATH.to_owned(), Arc::clone(&runtime.image));
     vec![
         system,
-        file(
-            "EFI/TruthDB/system.toml".to_owned(),
-            about.into_bytes().into(),
-        ),
+        file(ABOUT_PATH.to_owned(), about.into_bytes().into()),
         fallback,
     ]
 }

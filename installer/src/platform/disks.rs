@@ -313,6 +313,7 @@ fn find_truthdb(disk: &mut Disk, device: &Path, has_primary_table: bool) {
         .and_then(|mut target| read_esp(&mut target, range));
     disk.truthdb = Some(FoundSystem {
         answers: found.as_ref().ok().and_then(|found| found.answers),
+        is_complete: found.as_ref().is_ok_and(|found| found.is_complete),
         version: found.map(|found| found.version),
         has_primary_table,
     });

@@ -86,6 +86,7 @@ pub(crate) fn disks() -> Vec<Disk> {
         version: Ok("0.0.9".into()),
         answers: None,
         has_primary_table: true,
+        is_complete: true,
     });
     truthdb.contents = vec!["TruthDB 0.0.9".into()];
     let plan = Plan::new(&request(&truthdb, Mode::Install)).unwrap();
