@@ -115,6 +115,7 @@ pub(crate) fn raw(
         old_partitions: Vec::new(),
         old_disk_id: None,
         boot_entry: false,
+        answers: None,
     };
     let plan = Plan::new(&request).context("planning the disk image")?;
     let mut target =

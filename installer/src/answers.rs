@@ -5,6 +5,7 @@
 //! wipe = true                  # without it the installer stops and asks
 //! mode = "install"             # or "reinstall-keep-data", "repair-boot"
 //! finish = "wait"              # or "reboot", "poweroff"
+//! again = false                # true: even on a disk with a TruthDB, each time the medium starts
 //! hostname = "node-1"
 //! address = "dhcp"             # or "192.0.2.10/24"
 //! gateway = "192.0.2.1"
@@ -37,6 +38,8 @@ struct AnswerFile {
     mode: FileMode,
     #[serde(default)]
     finish: FileFinish,
+    #[serde(default)]
+    again: bool,
     hostname: Option<String>,
     address: Option<String>,
     gateway: Option<String>,
@@ -107,6 +110,7 @@ pub fn parse(text: &str) -> Result<Answers, String> {
             FileFinish::Reboot => Finish::Reboot,
             FileFinish::PowerOff => Finish::PowerOff,
         },
+        again: file.again,
     })
 }
 
@@ -151,16 +155,18 @@ mod tests {
             (answers.wipe, answers.mode, answers.finish),
             (false, Mode::Install, Finish::Wait)
         );
+        assert!(!answers.again);
         assert_eq!(answers.values, []);
     }
 
     #[test]
     fn every_key_is_taken() {
-        let text = "disk = \"S1\"\nwipe = true\nmode = \"reinstall-keep-data\"\nfinish = \"poweroff\"\n\
+        let text = "disk = \"S1\"\nwipe = true\nmode = \"reinstall-keep-data\"\nfinish = \"poweroff\"\nagain = true\n\
                     hostname = \"n\"\naddress = \"dhcp\"\ngateway = \"\"\ndns = \"\"\npartitions = 3\n\
                     time_server = \"t\"\nserial_console = false\n";
         let answers = parse(text).unwrap();
         assert_eq!(answers.values.len(), Field::ALL.len());
+        assert!(answers.again);
         assert_eq!(
             (answers.mode, answers.finish),
             (Mode::ReinstallKeepData, Finish::PowerOff)
@@ -184,6 +190,24 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(line), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn answers_are_the_same_if_they_make_the_same_of_a_disk() {
+        let id = |text: &str| parse(text).unwrap().id();
+        let one = id("disk = \"S1\"\nhostname = \"n\"\npartitions = 3\n");
+        let line = "truthdb.partitions=3 truthdb.hostname=n truthdb.disk=S1 truthdb.wipe=true";
+        assert_eq!(one, id(&from_command_line(line).unwrap()));
+        for other in [
+            "disk = \"S2\"\nhostname = \"n\"\npartitions = 3\n",
+            "disk = \"S1\"\nhostname = \"n\"\npartitions = 4\n",
+            "disk = \"S1\"\nhostname = \"n\"\npartitions = 3\nmode = \"repair-boot\"\n",
+        ] {
+            assert_ne!(one, id(other));
+        }
+        let more = "# by hand\npartitions = 3\nhostname = \"n\"\ndisk = \"S1\"\nwipe = true\nagain = true\n\
+                    finish = \"reboot\"\n";
+        assert_eq!(one, id(more));
     }
 
     #[test]

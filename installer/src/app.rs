@@ -159,10 +159,14 @@ impl App {
                 disk,
                 mode,
                 settings,
+                answers,
             } => {
                 thread::spawn(move || {
-                    outbox.send(work::make_plan(&places, &disk, mode, &settings));
+                    outbox.send(work::make_plan(&places, &disk, mode, &settings, answers));
                 });
+            }
+            Effect::StartDiskNext { disk } => {
+                thread::spawn(move || outbox.send(work::start_disk_next(&places, &disk)));
             }
             Effect::Execute { prepared } => {
                 thread::spawn(move || {

@@ -10,7 +10,7 @@ use crate::answers;
 use crate::executor::{self, ExecuteError, FileTarget, Progress, Tools, read_esp};
 use crate::flow::{BootEntry, Disk, Event, Failure, Outcome, Prepared, Session, Settings};
 use crate::node;
-use crate::plan::{ByteRange, ESP_BYTES, ESP_NAME, Mode, Plan, Request, Runtime, Seed};
+use crate::plan::{ByteRange, ESP_BYTES, ESP_NAME, Mode, Plan, Request, Runtime, Seed, Sha256};
 use crate::platform::machine::{clock_s, look, monotonic_ms};
 use crate::platform::{System, disks, efi, sticks};
 
@@ -101,8 +101,14 @@ pub fn probe_disks(places: &Places) -> Event {
 
 /// A plan for a disk.
 #[must_use]
-pub fn make_plan(places: &Places, disk: &Disk, mode: Mode, settings: &Settings) -> Event {
-    let made = prepare(places, disk, mode, settings);
+pub fn make_plan(
+    places: &Places,
+    disk: &Disk,
+    mode: Mode,
+    settings: &Settings,
+    answers: Option<Sha256>,
+) -> Event {
+    let made = prepare(places, disk, mode, settings, answers);
     let made = made.map_err(|cause| Failure {
         doing: "Making the plan".into(),
         cause,
@@ -119,6 +125,7 @@ fn prepare(
     disk: &Disk,
     mode: Mode,
     settings: &Settings,
+    answers: Option<Sha256>,
 ) -> Result<Prepared, String> {
     let hardware = look(&places.system);
     let created_s = clock_s();
@@ -145,12 +152,25 @@ fn prepare(
         old_partitions: disk.partitions.clone(),
         old_disk_id: disk.disk_id,
         boot_entry: true,
+        // A node that is kept was made by the answers that made it, whoever mends its system.
+        answers: answers.or_else(|| {
+            let kept = disk.truthdb.as_ref().filter(|_| mode != Mode::Install);
+            kept.and_then(|found| found.answers)
+        }),
     })
     .map_err(|error| error.to_string())?;
     Ok(Prepared {
         plan: Arc::new(plan),
         secrets,
     })
+}
+
+/// Has the firmware start a disk next.
+#[must_use]
+pub fn start_disk_next(places: &Places, disk: &Disk) -> Event {
+    let taken = efi::start_disk_next(&places.system, disk);
+    tracing::info!(?taken, "the disk is to be started next");
+    Event::DiskNext(taken)
 }
 
 fn payload(places: &Places) -> Result<Runtime, String> {

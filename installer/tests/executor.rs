@@ -62,6 +62,7 @@ fn request(path: &Path, sector_bytes: u32, seed: u8) -> Request {
         old_partitions: Vec::new(),
         old_disk_id: None,
         boot_entry: true,
+        answers: None,
     }
 }
 
@@ -308,6 +309,9 @@ impl Target for Faulty<'_> {
     fn check_identity(&mut self, expected: &TargetIdentity) -> Result<(), String> {
         self.inner.check_identity(expected)
     }
+    fn is_gone(&mut self, expected: &TargetIdentity) -> bool {
+        self.inner.is_gone(expected)
+    }
     fn path(&self) -> &Path {
         self.inner.path()
     }
@@ -316,6 +320,10 @@ impl Target for Faulty<'_> {
 /// What firmware would start from a disk: the system behind the fallback path, if it can be reached
 /// through a valid table and a readable file system.
 fn bootable(disk: &mut (impl io::Read + io::Seek)) -> Option<Sha256> {
+    esp_file(disk, FALLBACK_PATH).map(|bytes| Sha256::of(&bytes))
+}
+
+fn esp_file(disk: &mut (impl io::Read + io::Seek), path: &str) -> Option<Vec<u8>> {
     let (primary, backup) = read_table(disk, 512).ok()?;
     let table = primary.valid().or_else(|| backup.valid())?;
     let esp = table.partitions.first()?;
@@ -325,10 +333,10 @@ fn bootable(disk: &mut (impl io::Read + io::Seek)) -> Option<Sha256> {
         position: 0,
     };
     let volume = fatfs::FileSystem::new(window, fatfs::FsOptions::new()).ok()?;
-    let mut file = volume.root_dir().open_file(FALLBACK_PATH).ok()?;
+    let mut file = volume.root_dir().open_file(path).ok()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).ok()?;
-    Some(Sha256::of(&bytes))
+    Some(bytes)
 }
 
 /// A partition of a disk, to be read.
@@ -407,6 +415,117 @@ fn an_error_at_any_call_is_told_and_leaves_no_half_of_a_system() {
     }
     assert!(failed > 20, "only {failed} calls");
     judge_image(&plan, directory.path());
+}
+
+/// A disk that is taken out: calls fail from some moment on, and it vanishes from the machine a little later.
+struct Pulled<'a> {
+    inner: Faulty<'a>,
+    error: rustix::io::Errno,
+    is_out: bool,
+}
+
+impl Pulled<'_> {
+    fn check(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+        self.is_out |= outcome.is_err();
+        if self.is_out {
+            return Err(self.error.into());
+        }
+        Ok(())
+    }
+}
+
+impl Target for Pulled<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let outcome = self.inner.write_at(offset, bytes);
+        self.check(outcome)
+    }
+    fn read_at(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let outcome = self.inner.read_at(offset, bytes);
+        self.check(outcome)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        let outcome = self.inner.flush();
+        self.check(outcome)
+    }
+    fn check_identity(&mut self, expected: &TargetIdentity) -> Result<(), String> {
+        self.inner.check_identity(expected)
+    }
+    fn is_gone(&mut self, _: &TargetIdentity) -> bool {
+        self.is_out
+    }
+    fn path(&self) -> &Path {
+        self.inner.path()
+    }
+}
+
+#[test]
+fn a_disk_that_is_taken_out_is_said_to_be_gone_whatever_the_error() {
+    use rustix::io::Errno;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.img");
+    let mut request = request(&path, 512, 1);
+    request.target.model = "Sample SSD".into();
+    request.target.serial = "S1".into();
+    let plan = Plan::new(&request).unwrap();
+    for (fail_at, error) in [
+        (1, Errno::NOSPC),
+        (5, Errno::IO),
+        (20, Errno::NODEV),
+        (90, Errno::NXIO),
+    ] {
+        let mut target = FileTarget::create_image(&path, DISK_BYTES).unwrap();
+        let mut pulled = Pulled {
+            inner: Faulty::new(&mut target, fail_at),
+            error,
+            is_out: false,
+        };
+        let error = execute(&plan, &mut pulled, directory.path()).unwrap_err();
+        let said = error.to_string();
+        assert!(matches!(error.cause, Cause::Gone(_)), "{said}");
+        assert!(said.contains("Sample SSD S1"), "{said}");
+        assert!(
+            said.contains("is no longer there") && said.contains("Connect it again"),
+            "{said}"
+        );
+        assert_eq!(error.changed, Changed::NotBootable);
+    }
+}
+
+/// What sysfs says of a disk decides, and what the open device says.
+#[test]
+fn a_disk_is_gone_when_its_device_or_its_entry_is() {
+    use std::sync::{Arc, Mutex};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let expected = TargetIdentity {
+        disk_sequence: Some(4),
+        ..TargetIdentity::image(path.clone(), MIB, 512)
+    };
+    let told = Arc::new(Mutex::new(Ok(expected.clone())));
+    let entry = Arc::clone(&told);
+    std::fs::write(&path, vec![0; MIB as usize]).unwrap();
+    let probe = Box::new(move |_: &Path| entry.lock().unwrap().clone());
+    let mut target = FileTarget::open_disk(&path, probe).unwrap();
+    assert!(!target.is_gone(&expected));
+    let vanished = Err("it is gone".to_owned());
+    let empty = TargetIdentity {
+        size_bytes: 0,
+        ..expected.clone()
+    };
+    let replaced = TargetIdentity {
+        disk_sequence: Some(5),
+        ..expected.clone()
+    };
+    for now in [vanished, Ok(empty), Ok(replaced)] {
+        *told.lock().unwrap() = now;
+        assert!(target.is_gone(&expected));
+    }
+    *told.lock().unwrap() = Ok(expected.clone());
+    File::create(&path).unwrap();
+    assert!(target.is_gone(&expected));
 }
 
 #[test]
@@ -602,11 +721,17 @@ fn whatever_is_left_by_a_power_cut_boots_whole_or_not_at_all() {
                         prop_assert_eq!(hash, systems[1]);
                         // Everything but the last MiB of writes was flushed by then.
                         prop_assert!(
-                            number + 4 >= epochs.len(),
+                            number + 5 >= epochs.len(),
                             "new at {} of {}",
                             number,
                             epochs.len()
                         );
+                        // That all was verified is written in the last phase, behind which nothing is.
+                        let about = esp_file(&mut cut, "EFI/TruthDB/system.toml").unwrap();
+                        let is_complete = String::from_utf8(about)
+                            .unwrap()
+                            .contains("complete = true");
+                        prop_assert!(!is_complete || number + 2 == epochs.len());
                     }
                 }
                 Ok(())
@@ -617,4 +742,6 @@ fn whatever_is_left_by_a_power_cut_boots_whole_or_not_at_all() {
         }
     }
     assert_eq!(bootable(&mut base), Some(systems[1]));
+    let found = read_esp(&mut target, plan.range(&plan.esp)).unwrap();
+    assert!(found.is_complete);
 }

@@ -10,7 +10,8 @@ use sample::{
 };
 use truthdb_installer::executor::{Progress, Step};
 use truthdb_installer::flow::{
-    Answers, Effect, Event, Field, Finish, Network, Session, State, step,
+    Answers, Disk, Effect, Event, Field, Finish, FoundSystem, Hardware, Network, Session, State,
+    step,
 };
 use truthdb_installer::input::{Key, Layout};
 use truthdb_installer::plan::Mode;
@@ -25,6 +26,7 @@ fn names(effects: &[Effect]) -> Vec<&'static str> {
             Effect::MakePlan { .. } => "MakePlan",
             Effect::Execute { .. } => "Execute",
             Effect::ExportLogs => "ExportLogs",
+            Effect::StartDiskNext { .. } => "StartDiskNext",
             Effect::Reboot => "Reboot",
             Effect::PowerOff => "PowerOff",
             Effect::Exit { .. } => "Exit",
@@ -62,6 +64,7 @@ fn an_installation_by_keys_takes_four_of_them_besides_the_words() {
     events.extend(Step::ALL.map(progress));
     events.push(Event::Executed(Ok(outcome())));
     events.push(key(Key::Enter));
+    assert_eq!(keys_besides(&events, &words), 4);
     let (session, effects) = walk(Session::new("0.1.0"), events);
     let expected = [
         "ProbeHardware",
@@ -72,6 +75,42 @@ fn an_installation_by_keys_takes_four_of_them_besides_the_words() {
     ];
     assert_eq!(names(&effects), expected);
     assert_eq!(session.state, State::Reboot { power_off: false });
+}
+
+/// Keys that are pressed, without those that type the words.
+fn keys_besides(events: &[Event], words: &str) -> usize {
+    let pressed = events
+        .iter()
+        .filter(|event| matches!(event, Event::Key(_)))
+        .count();
+    pressed - words.chars().count()
+}
+
+/// The longest of the usual ways: of several disks the third one, with a TruthDB on it, which is installed anew.
+#[test]
+fn less_than_ten_keys_install_over_an_old_node_on_the_third_disk() {
+    let disk = sample::disks()[2].clone();
+    let words = disk.confirmation();
+    let mut events = vec![
+        Event::Started,
+        Event::Hardware(Ok((hardware(), settings()))),
+        key(Key::Enter),
+        Event::Disks(Ok(sample::disks())),
+        key(Key::Up),
+        key(Key::Up),
+        key(Key::Enter),
+        key(Key::Up),
+        key(Key::Enter),
+        Event::Planned(Ok(prepared(&disk, Mode::Install))),
+    ];
+    events.extend(keys(&words));
+    events.push(key(Key::Enter));
+    events.push(Event::Executed(Ok(outcome())));
+    events.push(key(Key::Enter));
+    assert!(keys_besides(&events, &words) < 10);
+    let (session, effects) = walk(Session::new("0.1.0"), events);
+    assert_eq!(session.state, State::Reboot { power_off: false });
+    assert!(names(&effects).contains(&"Execute"));
 }
 
 #[test]
@@ -213,6 +252,7 @@ fn answers(change: &dyn Fn(&mut Answers)) -> Answers {
             (Field::Address, "10.0.0.3/24".into()),
         ],
         finish: Finish::Reboot,
+        again: false,
     };
     change(&mut answers);
     answers
@@ -275,6 +315,170 @@ fn an_answer_file_needs_no_key_and_has_the_same_safety() {
         let (session, effects) = unattended(answers(change));
         assert_eq!(session.state.name(), stops_at);
         assert!(!names(&effects).contains(&"Execute"), "{stops_at}");
+    }
+}
+
+/// The named disk with a TruthDB on it, as an installation by these answers leaves it.
+fn installed(by: Option<&Answers>, version: &str) -> Disk {
+    let mut disk = sample::disks()[1].clone();
+    disk.truthdb = Some(FoundSystem {
+        version: Ok(version.into()),
+        answers: by.map(Answers::id),
+        has_primary_table: true,
+        is_complete: true,
+    });
+    disk
+}
+
+/// Starts the medium with answers on a machine with this disk.
+fn started(answers: &Answers, hardware: Hardware, disk: &Disk) -> (Session, Vec<Effect>) {
+    let events = [
+        Event::Started,
+        Event::Answers(Ok(answers.clone())),
+        Event::Hardware(Ok((hardware, settings()))),
+        Event::Disks(Ok(vec![disk.clone()])),
+    ];
+    walk(Session::new("0.1.0"), events)
+}
+
+#[test]
+fn answers_that_were_carried_out_send_the_machine_to_its_disk_and_write_nothing() {
+    let reboot = answers(&|_| ());
+    let disk = installed(Some(&reboot), "0.1.0");
+    let (session, effects) = started(&reboot, hardware(), &disk);
+    let expected = ["ProbeHardware", "ProbeDisks", "StartDiskNext"];
+    assert_eq!(names(&effects), expected);
+    let (session, effects) = walk(session, [Event::DiskNext(Ok(()))]);
+    assert_eq!(names(&effects), ["Reboot"]);
+    assert_eq!(session.state.name(), "AlreadyInstalled");
+    // Firmware that does not take it: the machine stays, and says so.
+    let (session, _) = started(&reboot, hardware(), &disk);
+    let (session, effects) = walk(session, [Event::DiskNext(Err("no variables".into()))]);
+    assert_eq!(effects, []);
+    let State::AlreadyInstalled { notice, .. } = &session.state else {
+        unreachable!()
+    };
+    assert!(notice.as_ref().unwrap().contains("no variables"));
+    // Firmware that takes it and starts the medium all the same: the second time it stays.
+    let mut back = hardware();
+    back.sent_to_disk_s = Some(back.clock_s - 90);
+    let (session, effects) = started(&reboot, back.clone(), &disk);
+    assert_eq!(names(&effects), ["ProbeHardware", "ProbeDisks"]);
+    let State::AlreadyInstalled { notice, .. } = &session.state else {
+        unreachable!()
+    };
+    assert!(notice.as_ref().unwrap().contains("came back"));
+    // A day later it is sent again.
+    back.clock_s += 86_400;
+    let (_, effects) = started(&reboot, back, &disk);
+    assert!(names(&effects).contains(&"StartDiskNext"));
+
+    for (finish, expected) in [
+        (Finish::Wait, &[][..]),
+        (Finish::PowerOff, &["PowerOff"][..]),
+    ] {
+        let answers = answers(&|answers| answers.finish = finish);
+        let (session, effects) = started(&answers, hardware(), &disk);
+        assert_eq!(session.state.name(), "AlreadyInstalled");
+        assert_eq!(names(&effects)[2..], *expected);
+        let (session, effects) = walk(session, [key(Key::Enter)]);
+        assert_eq!(session.state, State::Reboot { power_off: false });
+        assert_eq!(names(&effects), ["Reboot"]);
+    }
+    let (session, _) = started(&reboot, hardware(), &disk);
+    let (session, _) = walk(session, [key(Key::Escape), key(Key::Enter)]);
+    assert_eq!(session.state.name(), "ModeSelect");
+}
+
+#[test]
+fn a_person_who_has_taken_over_is_not_overtaken_by_answers() {
+    let unsure = answers(&|answers| answers.wipe = false);
+    let (session, _) = unattended(unsure);
+    assert_eq!(session.state.name(), "Confirm");
+    // Another disk instead, by keys: the answers, read again with the machine, do not start anything.
+    let down = key(Key::Down);
+    let (session, _) = walk(session, [key(Key::Escape), down, key(Key::Enter)]);
+    assert_eq!(session.state.name(), "ModeSelect");
+    let plan = prepared(&sample::disks()[2], Mode::ReinstallKeepData);
+    let (session, _) = walk(session, [key(Key::Enter), Event::Planned(Ok(plan))]);
+    assert_eq!(session.state.name(), "Confirm");
+    let back = key(Key::Escape);
+    let events = [
+        back.clone(),
+        back,
+        key(Key::Rescan),
+        Event::Answers(Ok(answers(&|_| ()))),
+        Event::Hardware(Ok((hardware(), settings()))),
+    ];
+    let (session, effects) = walk(session, events);
+    assert_eq!(
+        (session.state, names(&effects)),
+        (State::Welcome, vec!["ProbeHardware"])
+    );
+}
+
+#[test]
+fn answers_erase_a_truthdb_only_if_they_say_so() {
+    let plain = answers(&|_| ());
+    let forced = answers(&|answers| answers.again = true);
+    let update = answers(&|answers| answers.mode = Mode::ReinstallKeepData);
+    let other = answers(&|answers| answers.values.clear());
+    let mut no_table = installed(Some(&plain), "0.1.0");
+    no_table.truthdb.as_mut().unwrap().has_primary_table = false;
+    let mut damaged = installed(None, "");
+    damaged.truthdb.as_mut().unwrap().version = Err("damaged".into());
+    let mut cut_off = damaged.clone();
+    cut_off.truthdb.as_mut().unwrap().has_primary_table = false;
+    let unfinished = |by| {
+        let mut disk = installed(Some(by), "0.1.0");
+        disk.truthdb.as_mut().unwrap().is_complete = false;
+        disk
+    };
+    for (answers, disk, expected) in [
+        // By hand, by other answers, of another version, damaged: a person decides.
+        (&plain, installed(None, "0.1.0"), "ModeSelect"),
+        (&plain, installed(Some(&other), "0.1.0"), "ModeSelect"),
+        (&plain, installed(Some(&plain), "0.0.9"), "ModeSelect"),
+        (&plain, damaged.clone(), "ModeSelect"),
+        (&plain, no_table, "ModeSelect"),
+        // What an interrupted installation leaves is no node.
+        (&plain, cut_off, "Planning"),
+        (&plain, unfinished(&plain), "Planning"),
+        (&plain, unfinished(&other), "ModeSelect"),
+        (&update, unfinished(&update), "Planning"),
+        (&forced, installed(Some(&plain), "0.1.0"), "Planning"),
+        (&forced, damaged.clone(), "Planning"),
+        // Data is kept: done for each version once.
+        (&update, installed(Some(&plain), "0.1.0"), "Planning"),
+        (&update, installed(Some(&update), "0.0.9"), "Planning"),
+        (
+            &update,
+            installed(Some(&update), "0.1.0"),
+            "AlreadyInstalled",
+        ),
+        (&update, damaged, "Planning"),
+    ] {
+        let (session, effects) = started(answers, hardware(), &disk);
+        assert_eq!(session.state.name(), expected, "{:?}", disk.truthdb);
+        if expected == "ModeSelect" {
+            let reason = session.answers_refused.as_ref().unwrap();
+            assert!(reason.contains("again = true"), "{reason}");
+            // Keeping the data has the mark.
+            let (_, effects) = walk(session, [key(Key::Enter)]);
+            assert!(
+                matches!(
+                    &effects[..],
+                    [Effect::MakePlan {
+                        mode: Mode::ReinstallKeepData,
+                        answers: None,
+                        ..
+                    }]
+                ),
+                "{effects:?}"
+            );
+        } else if let Some(Effect::MakePlan { answers: by, .. }) = effects.last() {
+            assert_eq!(*by, Some(answers.id()));
+        }
     }
 }
 
@@ -380,9 +584,13 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(|fails| {
             Event::Exported(if fails { Err("no stick".into()) } else { Ok("done".into()) })
         }),
-        1 => (any::<bool>(), 0usize..3).prop_map(|(wipe, disk)| {
+        1 => any::<bool>().prop_map(|fails| {
+            Event::DiskNext(if fails { Err("refused".into()) } else { Ok(()) })
+        }),
+        1 => (any::<bool>(), any::<bool>(), 0usize..3).prop_map(|(wipe, again, disk)| {
             Event::Answers(Ok(answers(&|answers| {
                 answers.wipe = wipe;
+                answers.again = again;
                 answers.disk = sample::disks()[disk].identity.serial.clone();
             })))
         }),
@@ -406,10 +614,15 @@ proptest! {
     #[test]
     fn no_walk_destroys_what_was_not_confirmed(events in prop::collection::vec(any_event(), 0..60)) {
         let mut session = Session::new("0.1.0");
+        // Whether a person has asked for the plan that is being made.
+        let mut by_a_person = false;
         for event in events {
             let before = session.clone();
             let (next, effects) = step(session, event.clone());
             for effect in &effects {
+                if let Effect::MakePlan { .. } = effect {
+                    by_a_person = matches!(event, Event::Key(_));
+                }
                 let Effect::Execute { prepared } = effect else { continue };
                 let typed = match &before.state {
                     State::Confirm { prepared: shown, words, typed, .. } => {
@@ -420,10 +633,13 @@ proptest! {
                     _ => false,
                 };
                 let answered = matches!(event, Event::Planned(Ok(_)))
-                    && before
-                        .answers
-                        .as_ref()
-                        .is_some_and(|answers| answers.wipe && answers.names(&prepared.plan.target));
+                    && before.answers.as_ref().is_some_and(|answers| {
+                        let State::Planning { disk, .. } = before.state else { return false };
+                        let disk = &before.disks[disk];
+                        let is_free = disk.truthdb.as_ref().is_none_or(|found| found.is_cut_off(answers.id()));
+                        let is_named = answers.names(&prepared.plan.target);
+                        answers.wipe && is_named && !by_a_person && (is_free || answers.again)
+                    });
                 if prepared.plan.destroys_data() {
                     prop_assert!(typed || answered, "{:?} by {:?}", before.state.name(), event);
                 }
@@ -431,6 +647,7 @@ proptest! {
             if matches!(
                 next.state,
                 State::Error { .. } | State::Finished { .. } | State::Confirm { .. }
+                    | State::AlreadyInstalled { .. } | State::ModeSelect { .. }
                     | State::DiskSelect { .. } | State::Advanced { .. } | State::ConfirmExit { .. }
             ) {
                 prop_assert!(has_a_way_on(&next), "{:?}", next.state);
@@ -447,5 +664,61 @@ proptest! {
             prop_assert!(!shown.contains(token));
             session = next;
         }
+    }
+
+    /// However often a medium with its answers is started, first in the boot order: what it has installed is
+    /// installed once, whatever comes in between.
+    #[test]
+    fn a_medium_that_stays_in_installs_once(
+        finish in prop::sample::select(vec![Finish::Wait, Finish::Reboot, Finish::PowerOff]),
+        mode in prop::sample::select(vec![Mode::Install, Mode::ReinstallKeepData]),
+        starts in prop::collection::vec((0u64..100_000, any::<bool>(), 0usize..4), 1..12),
+    ) {
+        let answers = answers(&|answers| {
+            answers.finish = finish;
+            answers.mode = mode;
+        });
+        let mut disk = if mode == Mode::Install {
+            sample::disks()[1].clone()
+        } else {
+            installed(None, "0.0.9")
+        };
+        let mut machine = hardware();
+        let mut installations = 0;
+        for (pause_s, takes_it, cut) in starts {
+            machine.clock_s += pause_s;
+            let (session, effects) = started(&answers, machine.clone(), &disk);
+            match &effects[2..] {
+                [Effect::MakePlan { answers: by, .. }] => {
+                    // With a table and data to keep, and the identity that the answers name.
+                    let mut target = sample::disks()[2].clone();
+                    target.identity = disk.identity.clone();
+                    let plan = prepared(&target, mode);
+                    let (_, effects) = walk(session, [Event::Planned(Ok(plan))]);
+                    prop_assert_eq!(names(&effects), ["Execute"]);
+                    disk = installed(Some(&answers), "0.1.0");
+                    let found = disk.truthdb.as_mut().unwrap();
+                    found.answers = *by;
+                    // The power fails while the system is written, before the table, or while all is verified.
+                    found.is_complete = cut == 0;
+                    found.has_primary_table = cut == 0 || cut == 3 || mode != Mode::Install;
+                    if cut == 1 {
+                        found.answers = None;
+                        found.version = Err("damaged".into());
+                    }
+                    installations += usize::from(cut == 0);
+                }
+                [Effect::StartDiskNext { .. }] => {
+                    let taken = Event::DiskNext(if takes_it { Ok(()) } else { Err("no".into()) });
+                    let (_, effects) = walk(session, [taken]);
+                    prop_assert_eq!(names(&effects), if takes_it { vec!["Reboot"] } else { vec![] });
+                    machine.sent_to_disk_s = Some(machine.clock_s);
+                }
+                [Effect::PowerOff] => prop_assert_eq!(finish, Finish::PowerOff),
+                [] => prop_assert_eq!(session.state.name(), "AlreadyInstalled"),
+                other => prop_assert!(false, "{:?}", names(other)),
+            }
+        }
+        prop_assert!(installations <= 1);
     }
 }

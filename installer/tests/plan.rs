@@ -37,6 +37,7 @@ fn request(path: &str, size_bytes: u64, sector_bytes: u32) -> Request {
         old_partitions: Vec::new(),
         old_disk_id: None,
         boot_entry: true,
+        answers: None,
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use truthdb_installer::executor::{self, FileTarget, Tools};
 use truthdb_installer::flow::SecureBoot;
-use truthdb_installer::plan::{ESP_BYTES_MIN_512, Mode, Plan};
+use truthdb_installer::plan::{ESP_BYTES_MIN_512, Mode, Plan, Sha256};
 use truthdb_installer::platform::{System, disks, efi, machine, sticks};
 
 /// A machine without anything.
@@ -184,6 +184,7 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     let mut request = sample::request(&sample::disk(0), Mode::Install);
     request.target.size_bytes = bytes;
     request.esp_bytes = ESP_BYTES_MIN_512;
+    request.answers = Some(Sha256::of(b"answers"));
     let plan = Plan::new(&request).unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let mut target = FileTarget::open_image(&device).unwrap();
@@ -197,6 +198,8 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     let found = disks::all(&machine.system(), None);
     let truthdb = found[0].truthdb.as_ref().unwrap();
     assert_eq!(truthdb.version.as_deref(), Ok("0.1.0"));
+    assert_eq!(truthdb.answers, request.answers);
+    assert!(truthdb.is_done(Sha256::of(b"answers")) && !truthdb.is_done(Sha256::of(b"others")));
     assert!(
         found[0]
             .contents
@@ -209,6 +212,17 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     assert_eq!(
         booted[0].refused.as_deref(),
         Some("it holds this installer")
+    );
+    // What is written last is missing, as after a power cut: no node, and no answers that were carried out.
+    let file = std::fs::File::options().write(true).open(&device).unwrap();
+    for start in [0, plan.range(&plan.esp).start] {
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0; 4096], start).unwrap();
+    }
+    let found = disks::all(&machine.system(), None);
+    let truthdb = found[0].truthdb.as_ref().unwrap();
+    assert!(
+        truthdb.is_cut_off(Sha256::of(b"any")) && truthdb.answers.is_none(),
+        "{truthdb:?}"
     );
 }
 
@@ -310,6 +324,37 @@ fn the_boot_entry_is_registered_first_and_others_are_left_alone() {
         [7, 0, 0, 0, 1, 0, 0, 0, 5, 0]
     );
     assert!(!machine.path(&format!("{vars}/Boot0002-{GLOBAL}")).exists());
+}
+
+#[test]
+fn the_machine_is_sent_to_its_disk_and_when_that_was_is_noted() {
+    let machine = Machine::new();
+    let system = machine.system();
+    let mut disk = sample::disks().remove(2);
+    assert!(efi::start_disk_next(&system, &disk).is_err());
+    let vars = "sys/firmware/efi/efivars";
+    machine.write(&format!("{vars}/Boot0000-{GLOBAL}"), entry("Medium"));
+    machine.write(&format!("{vars}/BootOrder-{GLOBAL}"), [7, 0, 0, 0, 0, 0]);
+    assert_eq!(machine::look(&system).sent_to_disk_s, None);
+    efi::start_disk_next(&system, &disk).unwrap();
+    assert_eq!(variable(&machine, "BootNext"), [7, 0, 0, 0, 1, 0]);
+    assert_eq!(variable(&machine, "BootOrder"), [7, 0, 0, 0, 1, 0, 0, 0]);
+    let now = machine::look(&system);
+    assert!(now.is_back_soon(), "{:?}", now.sent_to_disk_s);
+    // The entry is the one that the installation has made.
+    let made = variable(&machine, "Boot0001");
+    let mut of_medium = sample::request(&disk, Mode::ReinstallKeepData);
+    of_medium.runtime.version = "0.0.9".into();
+    efi::register(&system, &Plan::new(&of_medium).unwrap()).unwrap();
+    assert_eq!(variable(&machine, "Boot0001"), made);
+    // A system that is damaged is not started, and neither is one whose firmware keeps nothing.
+    disk.truthdb.as_mut().unwrap().version = Err("damaged".into());
+    assert!(efi::start_disk_next(&system, &disk).is_err());
+    disk = sample::disks().remove(2);
+    std::fs::remove_file(machine.path(&format!("{vars}/BootNext-{GLOBAL}"))).unwrap();
+    std::fs::create_dir(machine.path(&format!("{vars}/BootNext-{GLOBAL}"))).unwrap();
+    let reason = efi::start_disk_next(&system, &disk).unwrap_err();
+    assert!(reason.contains("refuses"), "{reason}");
 }
 
 #[test]

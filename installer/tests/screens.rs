@@ -49,6 +49,7 @@ fn screens() -> Vec<(&'static str, Page)> {
         ],
     )
     .0;
+    let refused = walk(settings.clone(), [Event::Key(Key::Enter)]).0;
     let confirm = walk(at_confirm(1, Mode::Install), keys("900")).0;
     let keep = at_confirm(2, Mode::ReinstallKeepData);
     let start = |session: Session, words: &str| {
@@ -74,6 +75,21 @@ fn screens() -> Vec<(&'static str, Page)> {
         "The logs are on the stick LOGS, in truthdb-logs.txt.".into()
     ));
     let error = walk(error, [exported]).0;
+    let mut already = at_disks();
+    already.state = State::AlreadyInstalled {
+        disk: 2,
+        notice: Some(
+            "The disk cannot be started from here: the firmware keeps no note (denied).".into(),
+        ),
+    };
+    let mut asked = at_disks();
+    asked.state = State::ModeSelect {
+        disk: 2,
+        selected: 0,
+    };
+    asked.answers_refused = Some(
+        "the disk holds TruthDB 0.0.9. It is erased only by a file that says again = true".into(),
+    );
     let mut leave = welcome.clone();
     leave.state = State::ConfirmExit {
         back: Box::new(State::Welcome),
@@ -86,12 +102,15 @@ fn screens() -> Vec<(&'static str, Page)> {
         of("disks", &selected),
         of("no-disks", &none),
         of("modes", &mode),
+        of("modes-answers", &asked),
         of("settings", &settings),
+        of("settings-refused", &refused),
         of("confirm", &confirm),
         of("confirm-keep", &keep),
         of("installing", &installing),
         of("verifying", &verifying),
         of("finished", &finished),
+        of("already", &already),
         of("error", &error),
         of("leave", &leave),
     ]
@@ -152,7 +171,7 @@ fn screens_as_pictures() {
 #[test]
 fn odd_sizes_and_endless_texts_are_drawn() {
     let renderer = Renderer::new();
-    let (_, mut page) = screens().remove(7);
+    let (_, mut page) = screens().remove(9);
     page.title = "endless".repeat(200);
     page.intro = "\u{1f600} \u{0} \n".repeat(50);
     for (width, height) in [(1, 1), (320, 200), (200, 2000), (16_384, 3)] {

@@ -11,6 +11,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 const LINUX_TYPE: [u8; 16] = [
     0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4,
 ];
+/// What begins a superblock of Linux RAID.
+const RAID_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
+/// Its place with version 1.0, from the end of a disk.
+const RAID_FROM_END: u64 = 8 << 10;
 /// Bytes of a sector of the images.
 const SECTOR_BYTES: u64 = 512;
 
@@ -69,6 +73,74 @@ pub fn write(disk: &Path, offset: u64, bytes: &[u8]) -> Result<()> {
             bytes.len()
         ))
         .arg(disk))
+}
+
+/// Reads sectors of 512 bytes of a disk.
+///
+/// # Errors
+///
+/// `qemu-img`'s, or a disk that ends before.
+pub fn read(disk: &Path, sector: u64, count: u64) -> Result<Vec<u8>> {
+    let copy = disk.with_extension("sectors");
+    run(Command::new("qemu-img")
+        .args(["dd", "-f", "qcow2", "-O", "raw", "bs=512"])
+        .arg(format!("skip={sector}"))
+        // Counted from the beginning of the disk.
+        .arg(format!("count={}", sector + count))
+        .arg(format!("if={}", disk.display()))
+        .arg(format!("of={}", copy.display())))?;
+    let bytes = std::fs::read(&copy).with_context(|| format!("reading {}", copy.display()))?;
+    ensure!(
+        bytes.len() as u64 == count * SECTOR_BYTES,
+        "{} ends before sector {}",
+        disk.display(),
+        sector + count
+    );
+    Ok(bytes)
+}
+
+/// Writes what another system leaves: a table of two partitions, with NTFS and ext4.
+///
+/// # Errors
+///
+/// `qemu-io`'s.
+pub fn write_old_system(disk: &Path) -> Result<()> {
+    const PARTITIONS: [(u8, u32, u32); 2] = [(0x07, 2048, 204_800), (0x83, 206_848, 409_600)];
+    let mut table = vec![0; 512];
+    for (entry, (kind, first, count)) in table[446..].chunks_mut(16).zip(PARTITIONS) {
+        entry[4] = kind;
+        entry[8..12].copy_from_slice(&first.to_le_bytes());
+        entry[12..16].copy_from_slice(&count.to_le_bytes());
+    }
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    write(disk, 0, &table)?;
+    let mut ntfs = vec![0; 512];
+    ntfs[3..11].copy_from_slice(b"NTFS    ");
+    write(disk, 2048 * SECTOR_BYTES, &ntfs)?;
+    let mut ext4 = vec![0; 1024];
+    ext4[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+    write(disk, 206_848 * SECTOR_BYTES + 1024, &ext4)
+}
+
+/// Writes what a mirror of two disks leaves: Linux RAID, version 1.0, near the end of a disk of this size.
+///
+/// # Errors
+///
+/// `qemu-io`'s.
+pub fn write_old_raid(disk: &Path, bytes: u64) -> Result<()> {
+    let mut superblock = vec![0; 512];
+    superblock[..4].copy_from_slice(&RAID_MAGIC);
+    write(disk, bytes - RAID_FROM_END, &superblock)
+}
+
+/// Whether there is something left of it.
+///
+/// # Errors
+///
+/// `qemu-img`'s.
+pub fn has_old_raid(disk: &Path, bytes: u64) -> Result<bool> {
+    let found = read(disk, (bytes - RAID_FROM_END) / SECTOR_BYTES, 1)?;
+    Ok(found.starts_with(&RAID_MAGIC))
 }
 
 /// Refuses two disks of different content.
@@ -194,6 +266,24 @@ impl Ext4 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_is_read() {
+        const BYTES: u64 = 1 << 30;
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk.qcow2");
+        // Where QEMU is not installed, nothing else here works either.
+        if empty(&disk, BYTES).is_err() {
+            return;
+        }
+        assert!(!has_old_raid(&disk, BYTES).unwrap());
+        write_old_raid(&disk, BYTES).unwrap();
+        assert!(has_old_raid(&disk, BYTES).unwrap());
+        write_old_system(&disk).unwrap();
+        assert_eq!(read(&disk, 0, 1).unwrap()[510..], [0x55, 0xaa]);
+        assert_eq!(read(&disk, 2048, 1).unwrap()[3..7], *b"NTFS");
+        assert!(read(&disk, BYTES / 512, 1).is_err());
+    }
 
     #[test]
     fn the_checksum_is_that_of_the_standard() {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use truthdb_vm_tests::client::Client;
-use truthdb_vm_tests::disk::{empty, overwrite, same, write};
+use truthdb_vm_tests::disk::{
+    empty, has_old_raid, overwrite, same, write, write_old_raid, write_old_system,
+};
 use truthdb_vm_tests::guide::{Guide, Keys};
-use truthdb_vm_tests::terminal::line_after;
+use truthdb_vm_tests::terminal::{line_after, plain};
 use truthdb_vm_tests::time_server::TimeServer;
 use truthdb_vm_tests::{Bus, Disk, Machine, Spec, answers};
 
@@ -15,22 +17,26 @@ use crate::Artefacts;
 use crate::runtime::check_quiet;
 
 /// From power on to a database that answers, on a real processor.
-const BOOT: Duration = Duration::from_secs(60);
+pub(crate) const BOOT: Duration = Duration::from_secs(60);
+/// From power on to the end of an installation that nobody watches.
+pub(crate) const INSTALL: Duration = Duration::from_secs(180);
 /// From the power button to the end.
 const STOP: Duration = Duration::from_secs(30);
 /// Bytes of the disks that are installed on.
-const DISK_BYTES: u64 = 9 << 30;
+pub(crate) const DISK_BYTES: u64 = 9 << 30;
+/// Characters of a fingerprint: pairs of digits, with colons.
+const FINGERPRINT_CHARS: usize = 32 * 3 - 1;
 /// Lines of text of the firmware that may still stand on a screen.
 const FIRMWARE_LINES: usize = 3;
 
 /// A folder with disks.
-struct Bench<'a> {
+pub(crate) struct Bench<'a> {
     artefacts: &'a Artefacts,
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 impl<'a> Bench<'a> {
-    fn new(artefacts: &'a Artefacts, name: &str) -> Result<Bench<'a>> {
+    pub(crate) fn new(artefacts: &'a Artefacts, name: &str) -> Result<Bench<'a>> {
         let folder = artefacts.work.join(name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder).context("removing what an earlier test left")?;
@@ -39,18 +45,30 @@ impl<'a> Bench<'a> {
         Ok(Bench { artefacts, folder })
     }
 
-    fn medium(&self) -> Disk {
+    pub(crate) fn medium(&self) -> Disk {
         Disk::new(&self.artefacts.iso, "raw", Bus::Cd)
     }
 
     /// An empty disk.
-    fn disk(&self, name: &str, bytes: u64, bus: Bus) -> Result<Disk> {
+    pub(crate) fn disk(&self, name: &str, bytes: u64, bus: Bus) -> Result<Disk> {
         let path = self.folder.join(format!("{name}.qcow2"));
         empty(&path, bytes)?;
         Ok(Disk::new(&path, "qcow2", bus))
     }
 
-    fn client(&self, machine: &Machine, secrets: &Secrets) -> Client {
+    /// A stick with answers.
+    pub(crate) fn answers(&self, text: &str) -> Result<Disk> {
+        let stick = self.folder.join("answers.raw");
+        answers::volume(
+            &stick,
+            "TRUTHDB-CFG",
+            "truthdb-install.toml",
+            text.as_bytes(),
+        )?;
+        Ok(Disk::new(&stick, "raw", Bus::Usb))
+    }
+
+    pub(crate) fn client(&self, machine: &Machine, secrets: &Secrets) -> Client {
         Client {
             program: self.artefacts.truthdb.clone(),
             port: machine.native_port(),
@@ -62,26 +80,32 @@ impl<'a> Bench<'a> {
 
 /// What the last page shows once.
 #[derive(Clone)]
-struct Secrets {
+pub(crate) struct Secrets {
     token: String,
     fingerprint: String,
 }
 
 impl Secrets {
-    fn on(page: &str) -> Result<Secrets> {
+    pub(crate) fn on(page: &str) -> Result<Secrets> {
         let line = |begin: &str| {
             let line = line_after(page, begin);
             line.with_context(|| format!("no line behind {begin:?} on the page:\n{page}"))
         };
+        let fingerprint = line("Certificate fingerprint")?.to_owned();
+        // Not in the middle of a line that is still being sent.
+        ensure!(
+            fingerprint.len() == FINGERPRINT_CHARS,
+            "no fingerprint: {fingerprint}"
+        );
         Ok(Secrets {
             token: line("Admin token")?.to_owned(),
-            fingerprint: line("Certificate fingerprint")?.to_owned(),
+            fingerprint,
         })
     }
 }
 
 /// Waits until the node takes an event.
-fn wait_for_append(
+pub(crate) fn wait_for_append(
     machine: &mut Machine,
     client: &Client,
     stream: &str,
@@ -111,19 +135,35 @@ fn check_events(client: &Client, stream: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// A whole life: installed by keys from the CD, serving, a power cut, reinstalled with its data by serial line.
+/// A whole life: installed by keys from the CD beside a disk with another system, serving, a power cut, reinstalled with
+/// its data by serial line.
 pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-keys")?;
     let disk = bench.disk("disk", DISK_BYTES, Bus::Virtio)?;
+    let neighbour = bench.disk("other", DISK_BYTES, Bus::Virtio)?;
+    write_old_system(&neighbour.path)?;
+    let untouched = bench.folder.join("untouched.qcow2");
+    std::fs::copy(&neighbour.path, &untouched).context("copying a disk")?;
     let spec = Spec {
-        disks: vec![bench.medium(), disk.clone()],
+        disks: vec![bench.medium(), disk.clone(), neighbour.clone()],
         ..Spec::default()
     };
     let mut guide = Guide::start(&spec, &bench.folder, Keys::Keyboard)?;
     no_text_before_picture(&mut guide.machine)?;
     guide.wait_for_welcome()?;
     check_quiet(&guide.machine)?;
-    guide.choose("TDB-VIRTIO-1")?;
+    guide.enter()?;
+    let page = guide.wait_for("Choose the disk for TruthDB")?;
+    ensure!(
+        page.contains("a partition table with 2 partitions, NTFS, ext4"),
+        "what is on the other disk is not shown:\n{page}"
+    );
+    ensure!(
+        !page.lines().any(|line| line.starts_with("> ")),
+        "a disk is chosen for nobody:\n{page}"
+    );
+    guide.mark("TDB-VIRTIO-1")?;
+    guide.enter()?;
     guide.confirm()?;
     guide.wait_for("[x] Test the disk")?;
     let page = guide.wait_for_end("TruthDB is installed")?;
@@ -138,6 +178,21 @@ pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
     let mut machine = guide.machine;
     let client = bench.client(&machine, &secrets);
     wait_for_append(&mut machine, &client, "orders", 0)?;
+    only_the_token_opens(&client)?;
+    for number in 1..5 {
+        client.append("orders", number)?;
+    }
+    machine.wait_for_serial("Serving.", BOOT)?;
+    machine.keep_screen("console")?;
+    machine.pull_the_plug()?;
+    same(&neighbour.path, &untouched)
+        .context("the disk that was not chosen has been written to")?;
+    after_power_cut(&bench, &disk, &secrets)?;
+    reinstall(&bench, disk, &secrets)
+}
+
+/// Another token, none, and another certificate.
+fn only_the_token_opens(client: &Client) -> Result<()> {
     let stranger = Client {
         token: "tdb_0000".into(),
         ..client.clone()
@@ -159,14 +214,7 @@ pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
         other.read("orders").is_err(),
         "another certificate is trusted"
     );
-    for number in 1..5 {
-        client.append("orders", number)?;
-    }
-    machine.wait_for_serial("Serving.", BOOT)?;
-    machine.keep_screen("console")?;
-    machine.pull_the_plug()?;
-    after_power_cut(&bench, &disk, &secrets)?;
-    reinstall(&bench, disk, &secrets)
+    Ok(())
 }
 
 /// Nothing but the firmware's own lines and pictures until the installer draws.
@@ -233,8 +281,9 @@ fn reinstall(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
 /// Seconds of 2033-01-01, which the time server of the test tells.
 const TIME_SERVER_S: u64 = 1_988_150_400;
 
-/// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick. The
-/// node then has the fixed address and the time server of the answers, and a clock that was never set.
+/// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick, and a
+/// medium that stays in and comes first. The node then has the fixed address and the time server of the answers, a clock
+/// that was never set, and is installed once.
 pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-unattended")?;
     let time = TimeServer::start(TIME_SERVER_S)?;
@@ -246,19 +295,12 @@ pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
         overwrite(&disk.path, 0, 4 << 20, 0xa5)?;
         disks.push(disk);
     }
-    let answers = format!(
-        "disk = \"TDB-NVME-3\"\nwipe = true\nfinish = \"poweroff\"\nhostname = \"node-7\"\n\
+    let stick = bench.answers(&format!(
+        "disk = \"TDB-NVME-3\"\nwipe = true\nfinish = \"reboot\"\nhostname = \"node-7\"\n\
          address = \"10.0.2.77/24\"\ngateway = \"10.0.2.2\"\ndns = \"10.0.2.3\"\npartitions = 2\n\
          time_server = \"10.0.2.2:{}\"\n",
         time.port()
-    );
-    let stick = bench.folder.join("answers.raw");
-    answers::volume(
-        &stick,
-        "TRUTHDB-CFG",
-        "truthdb-install.toml",
-        answers.as_bytes(),
-    )?;
+    ))?;
     let [other, disk]: [Disk; 2] = disks.try_into().map_err(|_| anyhow::anyhow!("two disks"))?;
     let untouched = bench.folder.join("untouched.qcow2");
     std::fs::copy(&other.path, &untouched).context("copying a disk")?;
@@ -266,38 +308,28 @@ pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
         screen: false,
         cpus: 1,
         clock: Some("1970-01-01T00:00:00"),
-        disks: vec![
-            bench.medium(),
-            Disk::new(&stick, "raw", Bus::Usb),
-            other.clone(),
-            disk.clone(),
-        ],
+        guest_address: Some("10.0.2.77"),
+        disks: vec![bench.medium(), stick, other.clone(), disk],
         ..Spec::default()
     };
     let mut machine = Machine::start(&spec, &bench.folder)?;
-    machine.wait_for_end(Duration::from_secs(180))?;
-    let said = truthdb_vm_tests::terminal::plain(&machine.serial());
-    ensure!(
-        said.contains("TruthDB is installed") || said.contains("Admin token"),
-        "the installation did not end well:\n{said}"
-    );
-    let secrets = Secrets::on(&said)?;
-    same(&other.path, &untouched).context("the disk that was not named has been written to")?;
-    configured(&bench, disk, &secrets)
+    // The page is there for a moment only.
+    let secrets = machine.wait("the installation ends", INSTALL, |machine| {
+        Ok(Secrets::on(&plain(&machine.serial())).ok())
+    })?;
+    let client = bench.client(&machine, &secrets);
+    configured(&mut machine, &client)?;
+    // The firmware tries the medium first. It finds its own work, and sends the machine to the disk.
+    machine.reset()?;
+    machine.wait_for_serial("is on this disk already", BOOT)?;
+    wait_for_append(&mut machine, &client, "orders", 3)?;
+    check_events(&client, "orders", 4)?;
+    machine.pull_the_plug()?;
+    same(&other.path, &untouched).context("the disk that was not named has been written to")
 }
 
-fn configured(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
-    let spec = Spec {
-        screen: false,
-        cpus: 1,
-        clock: Some("1970-01-01T00:00:00"),
-        disks: vec![disk],
-        guest_address: Some("10.0.2.77"),
-        ..Spec::default()
-    };
-    let mut machine = Machine::start(&spec, &bench.folder)?;
-    let client = bench.client(&machine, secrets);
-    wait_for_append(&mut machine, &client, "orders", 0)?;
+fn configured(machine: &mut Machine, client: &Client) -> Result<()> {
+    wait_for_append(machine, client, "orders", 0)?;
     machine.wait_for_serial("node-7", BOOT)?;
     machine.wait_for_serial("10.0.2.77/24", BOOT)?;
     // The clock is set by the time server: the console shows the year.
@@ -305,7 +337,7 @@ fn configured(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
     for number in 1..3 {
         client.append("orders", number)?;
     }
-    check_events(&client, "orders", 3)?;
+    check_events(client, "orders", 3)?;
     let times: Vec<String> = client
         .read("orders")?
         .iter()
@@ -325,6 +357,7 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     protected.read_only = true;
     let good = bench.disk("good", DISK_BYTES, Bus::Virtio)?;
     write(&good.path, 512, &old_lvm())?;
+    write_old_raid(&good.path, DISK_BYTES)?;
     let disks = [small, failing, vanishing, protected, good.clone()];
     let spec = Spec {
         disks: [vec![bench.medium()], disks.to_vec()].concat(),
@@ -343,7 +376,7 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
         "a disk is chosen for nobody:\n{page}"
     );
     ensure!(
-        page.contains("LVM"),
+        page.contains("LVM") && page.contains("Linux RAID"),
         "what is on the old disk is not shown:\n{page}"
     );
     guide.mark("TDB-VIRTIO-2")?;
@@ -358,6 +391,10 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     guide.machine.unplug(3)?;
     let page = guide.wait_for_error()?;
     println!("      a disk that vanishes: {}", summary(&page));
+    ensure!(
+        page.contains("is no longer there"),
+        "a disk that vanished is not said to be gone:\n{page}"
+    );
     guide.choose("TDB-VIRTIO-5")?;
     guide.confirm()?;
     // In the middle of what is written.
@@ -366,9 +403,11 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     rerun(&bench, good)
 }
 
+/// All of it by the serial line: there is neither screen nor keyboard.
 fn rerun(bench: &Bench<'_>, good: Disk) -> Result<()> {
     let spec = Spec {
-        disks: vec![bench.medium(), good],
+        disks: vec![bench.medium(), good.clone()],
+        screen: false,
         ..Spec::default()
     };
     let mut guide = Guide::start(&spec, &bench.folder, Keys::Serial)?;
@@ -381,7 +420,13 @@ fn rerun(bench: &Bench<'_>, good: Disk) -> Result<()> {
     guide.enter()?;
     let mut machine = guide.machine;
     let client = bench.client(&machine, &secrets);
-    wait_for_append(&mut machine, &client, "orders", 0)
+    wait_for_append(&mut machine, &client, "orders", 0)?;
+    machine.pull_the_plug()?;
+    ensure!(
+        !has_old_raid(&good.path, DISK_BYTES)?,
+        "the old mirror is still on the disk"
+    );
+    Ok(())
 }
 
 /// The cause on a page of an error, in one line.

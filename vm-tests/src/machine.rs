@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -49,7 +49,7 @@ pub struct Machine {
     ports: [u16; 2],
     stretch: u32,
     screens: u32,
-    serial: Option<UnixStream>,
+    serial: UnixStream,
 }
 
 impl Machine {
@@ -78,6 +78,8 @@ impl Machine {
             folder,
             ports,
         })?;
+        let line =
+            UnixListener::bind(folder.join("serial")).context("listening to a serial line")?;
         let log = std::fs::File::create(folder.join("qemu.log")).context("making a log")?;
         let child = Command::new("qemu-system-x86_64")
             .args(&arguments)
@@ -90,6 +92,11 @@ impl Machine {
              (`cargo xtask vm` installs what is missing by itself)",
         )?;
         let qmp = connect(&mut child, folder)?;
+        // QEMU connects before it opens its control socket.
+        let (serial, _) = line.accept().context("waiting for a serial line")?;
+        let mut said = serial.try_clone().context("sharing a serial line")?;
+        let mut kept = std::fs::File::create(folder.join("serial.log")).context("making a log")?;
+        std::thread::spawn(move || std::io::copy(&mut said, &mut kept));
         let stretch = if acceleration == "kvm" {
             1
         } else {
@@ -102,7 +109,7 @@ impl Machine {
             ports,
             stretch,
             screens: 0,
-            serial: None,
+            serial,
         })
     }
 
@@ -222,6 +229,15 @@ impl Machine {
         self.qmp.run("system_powerdown", &json!({})).map(|_| ())
     }
 
+    /// Presses the reset button.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn reset(&mut self) -> Result<()> {
+        self.qmp.run("system_reset", &json!({})).map(|_| ())
+    }
+
     /// Presses keys together, by QEMU's names for them, and releases them.
     ///
     /// # Errors
@@ -264,18 +280,9 @@ impl Machine {
     ///
     /// QEMU is gone.
     pub fn type_serial(&mut self, bytes: &[u8]) -> Result<()> {
-        let line = match &mut self.serial {
-            Some(line) => line,
-            none => {
-                let line = UnixStream::connect(self.folder.join("serial"));
-                let line = line.context("connecting to the serial line")?;
-                let mut said = line.try_clone().context("sharing the serial line")?;
-                // It is in the log already; unread, it would stop the machine.
-                std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-                none.insert(line)
-            }
-        };
-        line.write_all(bytes).context("typing on the serial line")
+        self.serial
+            .write_all(bytes)
+            .context("typing on the serial line")
     }
 
     /// Takes the medium out of a drive.

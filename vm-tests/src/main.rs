@@ -8,6 +8,7 @@
 
 mod boot;
 mod install;
+mod interrupted;
 mod medium;
 mod runtime;
 mod times;
@@ -55,7 +56,7 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
-const TESTS: [Test; 10] = [
+const TESTS: [Test; 11] = [
     Test {
         name: "power-cut",
         what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
@@ -83,18 +84,23 @@ const TESTS: [Test; 10] = [
     },
     Test {
         name: "install-keys",
-        what: "CD, keyboard: installed, serves with the token shown; power cut; reinstalled by serial line",
+        what: "CD, keyboard, two disks: installed, serves with the token shown; power cut; reinstalled by serial line",
         run: install::by_keys,
     },
     Test {
         name: "install-unattended",
-        what: "no screen, NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick, fixed address",
+        what: "no screen, NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick, once; fixed address",
         run: install::unattended,
     },
     Test {
         name: "install-bad-disks",
         what: "too small, protected, a bad sector, pulled out, power cut: each is said; a rerun just works",
         run: install::bad_disks,
+    },
+    Test {
+        name: "install-power-cuts",
+        what: "answers, the power cut at random moments: nothing starts by half; then the same answers just work",
+        run: interrupted::power_cuts,
     },
     Test {
         name: "install-no-variables",

@@ -10,7 +10,7 @@ use fatfs::{
 use super::sparse::BLOCK_BYTES;
 use super::tables::TargetReader;
 use super::{CHUNK_BYTES, Cause, Run, SparseImage, Step};
-use crate::plan::{ByteRange, ESP_LABEL, Plan, Sha256, cluster_bytes};
+use crate::plan::{ABOUT_PATH, ByteRange, COMPLETE, ESP_LABEL, Plan, Sha256, cluster_bytes};
 
 /// More bytes in one file than this are no system of ours.
 const FILE_BYTES_MAX: u64 = 512 << 20;
@@ -199,6 +199,43 @@ pub(super) fn verify(run: &mut Run<'_>) -> Result<(), Cause> {
     Ok(())
 }
 
+/// Notes that everything was verified: one word in one sector, which is written whole or not. Until then a
+/// disk that starts is an installation that was cut off, whose token nobody has seen.
+pub(super) fn complete(run: &mut Run<'_>, image: &SparseImage) -> Result<(), Cause> {
+    let failed = |reason: &str| Cause::NotAsPlanned {
+        what: "the system partition",
+        reason: reason.to_owned(),
+    };
+    let about = run.plan.esp_files.iter();
+    let about = about
+        .map(|file| &file.content)
+        .find(|file| file.path == ABOUT_PATH);
+    let text = &about
+        .ok_or_else(|| failed("it does not say what it holds"))?
+        .bytes;
+    let sector_bytes = usize::try_from(run.plan.target.sector_bytes).unwrap_or(512);
+    // It names the hash of the system, so nothing else begins as it does.
+    let found = image.blocks().find_map(|(offset, block)| {
+        let mut sectors = block.chunks(sector_bytes).enumerate();
+        let (at, sector) = sectors.find(|(_, sector)| sector.starts_with(text))?;
+        Some((offset + (at * sector_bytes) as u64, sector.to_vec()))
+    });
+    let (offset, mut sector) =
+        found.ok_or_else(|| failed("its description is not in one sector"))?;
+    let word = text.len() - 1 - COMPLETE[0].len();
+    sector[word..word + COMPLETE[1].len()].copy_from_slice(COMPLETE[1].as_bytes());
+    let offset = run.plan.range(&run.plan.esp).start + offset;
+    run.write_unchecked(offset, &sector)?;
+    run.flush()?;
+    let mut found = vec![0; sector.len()];
+    run.read(offset, &mut found)?;
+    if found == sector {
+        Ok(())
+    } else {
+        Err(Cause::Mismatch { offset })
+    }
+}
+
 fn read_file<T: Read + Write + Seek>(volume: &FileSystem<T>, path: &str) -> io::Result<Vec<u8>> {
     let file = volume.root_dir().open_file(path)?;
     let mut bytes = Vec::new();
@@ -216,6 +253,10 @@ pub struct EspContent {
     pub version: String,
     /// The image.
     pub image: Arc<[u8]>,
+    /// Hash of the answers that ordered it, if it was answers.
+    pub answers: Option<Sha256>,
+    /// Whether its installation was verified to its end.
+    pub is_complete: bool,
 }
 
 /// What `EFI/TruthDB/system.toml` says.
@@ -224,6 +265,8 @@ struct About {
     version: String,
     file: String,
     sha256: String,
+    answers: Option<String>,
+    complete: Option<bool>,
 }
 
 /// Reads the system from an EFI system partition, and checks its hash.
@@ -238,10 +281,10 @@ pub fn read_esp(target: &mut dyn super::Target, range: ByteRange) -> Result<EspC
     let read = |path: &str| {
         read_file(&volume, path).map_err(|error| format!("{path} cannot be read: {error}"))
     };
-    let about = String::from_utf8(read("EFI/TruthDB/system.toml")?)
-        .map_err(|_| "EFI/TruthDB/system.toml is damaged".to_owned())?;
+    let about =
+        String::from_utf8(read(ABOUT_PATH)?).map_err(|_| format!("{ABOUT_PATH} is damaged"))?;
     let about: About = toml::from_str(&about)
-        .map_err(|error| format!("EFI/TruthDB/system.toml is damaged: {}", error.message()))?;
+        .map_err(|error| format!("{ABOUT_PATH} is damaged: {}", error.message()))?;
     let image = read(&about.file)?;
     if Sha256::of(&image).to_string() != about.sha256 {
         return Err(format!("{} is damaged", about.file));
@@ -249,5 +292,7 @@ pub fn read_esp(target: &mut dyn super::Target, range: ByteRange) -> Result<EspC
     Ok(EspContent {
         version: about.version,
         image: image.into(),
+        answers: about.answers.as_deref().and_then(Sha256::parse),
+        is_complete: about.complete != Some(false),
     })
 }

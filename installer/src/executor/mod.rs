@@ -4,7 +4,7 @@
 //! nothing boots from it. Then everything is written and flushed. Only then come, in this order, the
 //! backup partition table, the first sector of the EFI system partition, and the first MiB of the disk
 //! with the primary table: a disk whose installation was interrupted is never bootable, and running
-//! it again starts from nothing it has to trust.
+//! it again starts from nothing it has to trust. That everything was read back is noted last of all.
 //!
 //! File systems are never mounted. Each is made away from the disk (the EFI system partition in
 //! memory, the data partition in a sparse scratch file by `mke2fs` and `debugfs`), and the blocks that
@@ -151,6 +151,12 @@ pub enum Cause {
     /// The disk is not the one the plan was made for.
     #[error("this is not the disk that was chosen ({0}). Choose the disk again.")]
     OtherDisk(String),
+    /// The disk was taken away in the middle.
+    #[error(
+        "the disk {0} is no longer there: it was taken out, or its cable, port or controller failed. \
+         Connect it again and look again, or choose another disk."
+    )]
+    Gone(String),
     /// The disk refuses a write.
     #[error(
         "the disk refuses to write at byte {offset} ({source}). Replace it, or choose another one."
@@ -271,7 +277,7 @@ pub fn run(
     run.all().map_err(|cause| ExecuteError {
         step: run.step,
         changed: run.changed(),
-        cause,
+        cause: run.or_gone(cause),
     })
 }
 
@@ -308,11 +314,27 @@ impl Run<'_> {
         self.write(0, &tables.primary)?;
         self.flush()?;
         let (verified_bytes, data_check) = verify::run(self)?;
+        esp::complete(self, &system)?;
         Ok(Report {
             written_bytes: self.written_bytes,
             verified_bytes,
             data_check,
         })
+    }
+
+    /// What a disk that is gone answers is chance ("no space left", "input/output error"), and what it
+    /// means is not: that it is gone.
+    fn or_gone(&mut self, cause: Cause) -> Cause {
+        if matches!(cause, Cause::OtherDisk(_)) || !self.target.is_gone(&self.plan.target) {
+            return cause;
+        }
+        tracing::error!(%cause, "the disk is gone");
+        let target = &self.plan.target;
+        let known = [&target.model, &target.serial].map(String::as_str);
+        let mut name: Vec<&str> = known.into_iter().filter(|text| !text.is_empty()).collect();
+        let path = format!("({})", target.path.display());
+        name.push(&path);
+        Cause::Gone(name.join(" "))
     }
 
     fn changed(&self) -> Changed {

@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
@@ -11,6 +12,10 @@ use crate::plan::TargetIdentity;
 
 /// Alignment that direct reads need, in memory and on the disk.
 const DIRECT_ALIGN_BYTES: usize = 4096;
+/// A disk that is pulled out fails first and vanishes from sysfs a moment later: so often is it looked for.
+const GONE_LOOKS: u32 = 15;
+/// Time between two looks.
+const GONE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A disk or something like it.
 pub trait Target {
@@ -40,6 +45,9 @@ pub trait Target {
     ///
     /// How it differs, for people.
     fn check_identity(&mut self, expected: &TargetIdentity) -> Result<(), String>;
+    /// Whether the disk of the plan is no longer there: asked after an error, to tell a disk that was
+    /// taken out from one that fails.
+    fn is_gone(&mut self, expected: &TargetIdentity) -> bool;
     /// The path for programs that read it.
     fn path(&self) -> &Path;
 }
@@ -133,6 +141,15 @@ impl FileTarget {
         })
     }
 
+    /// Whether the device behind the open file, or its entry in sysfs, is another or none.
+    fn looks_gone(&mut self, identity: &IdentityProbe, expected: &TargetIdentity) -> bool {
+        let is_empty = self.file.seek(SeekFrom::End(0)).unwrap_or(0) == 0;
+        is_empty
+            || identity(&self.path).map_or(true, |found| {
+                found.size_bytes == 0 || found.disk_sequence != expected.disk_sequence
+            })
+    }
+
     /// Reads past the page cache. The answer is whether it was possible.
     fn read_direct(&mut self, offset: u64, bytes: &mut [u8]) -> io::Result<bool> {
         let Some(direct) = &self.direct else {
@@ -212,6 +229,22 @@ impl Target for FileTarget {
             return Err("it was unplugged and plugged in again, or replaced".into());
         }
         Ok(())
+    }
+
+    fn is_gone(&mut self, expected: &TargetIdentity) -> bool {
+        let Some(identity) = self.identity.take() else {
+            return false;
+        };
+        let mut is_gone = self.looks_gone(&identity, expected);
+        for _ in 1..GONE_LOOKS {
+            if is_gone {
+                break;
+            }
+            std::thread::sleep(GONE_INTERVAL);
+            is_gone = self.looks_gone(&identity, expected);
+        }
+        self.identity = Some(identity);
+        is_gone
     }
 
     fn path(&self) -> &Path {

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::plan::{DISK_BYTES_MIN, OldPartition, TargetIdentity};
+use crate::plan::{DISK_BYTES_MIN, OldPartition, Sha256, TargetIdentity};
 
 /// Least memory of a machine that TruthDB is installed on, in bytes. Firmware keeps some of a GiB.
 pub const MEMORY_BYTES_MIN: u64 = 900 << 20;
@@ -53,6 +53,8 @@ pub struct Hardware {
     pub network: Vec<NetworkDevice>,
     /// Seconds since 1970 by the machine's clock.
     pub clock_s: u64,
+    /// The same, when an installer last sent this machine to its disk; `None` if none has.
+    pub sent_to_disk_s: Option<u64>,
 }
 
 /// How a check of the machine went.
@@ -75,6 +77,8 @@ pub struct Check {
     pub text: String,
 }
 
+/// A machine that is back on the medium this soon, in seconds, does not start its disk.
+const BACK_SOON_S: u64 = 15 * 60;
 /// The first second of 2025: a clock before it was never set.
 const CLOCK_PLAUSIBLE_S: u64 = 1_735_689_600;
 
@@ -140,6 +144,14 @@ impl Hardware {
         checks
     }
 
+    /// Whether the machine was sent to its disk a moment ago, and came back.
+    #[must_use]
+    pub fn is_back_soon(&self) -> bool {
+        self.sent_to_disk_s
+            .and_then(|sent_s| self.clock_s.checked_sub(sent_s))
+            .is_some_and(|since_s| since_s < BACK_SOON_S)
+    }
+
     /// Whether nothing stands against an installation.
     #[must_use]
     pub fn is_sufficient(&self) -> bool {
@@ -154,6 +166,38 @@ impl Hardware {
 pub struct FoundSystem {
     /// Version of the system on its EFI system partition; the reason when it cannot be read.
     pub version: Result<String, String>,
+    /// Hash of the answers that ordered it, if it was answers and they can be read.
+    pub answers: Option<Sha256>,
+    /// Whether the primary partition table is valid. An installation writes it last.
+    pub has_primary_table: bool,
+    /// Whether the installation was verified to its end, as far as the system can say.
+    pub is_complete: bool,
+}
+
+impl FoundSystem {
+    /// Whether it is what an installation by these answers leaves that was interrupted: nobody has seen
+    /// its token. What has neither a table nor a system was interrupted before it said whose it is.
+    #[must_use]
+    pub fn is_cut_off(&self, answers: Sha256) -> bool {
+        let is_begun = !self.is_complete && self.answers == Some(answers);
+        is_begun || (!self.has_primary_table && self.version.is_err())
+    }
+
+    /// Whether these answers were carried out to the end.
+    #[must_use]
+    pub fn is_done(&self, answers: Sha256) -> bool {
+        self.has_primary_table && self.is_complete && self.answers == Some(answers)
+    }
+
+    /// What it is called.
+    #[must_use]
+    pub fn title(&self) -> String {
+        match &self.version {
+            Ok(version) if self.is_complete => format!("TruthDB {version}"),
+            Ok(version) => format!("TruthDB {version}, whose installation was not finished"),
+            Err(_) => "TruthDB, whose system is damaged".to_owned(),
+        }
+    }
 }
 
 /// A disk, with what it holds.

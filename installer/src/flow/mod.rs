@@ -6,8 +6,9 @@
 //!
 //! What must stay true, and is tested by properties: [`Effect::Execute`] with a plan that destroys
 //! data appears only at [`State::Confirm`], after the words of that very plan were typed, or were
-//! given by an answer file that names the disk and says `wipe = true`. Every error has a way on. An
-//! event that does not belong to a state changes nothing.
+//! given by an answer file that names the disk and says `wipe = true`. A TruthDB is erased by answers
+//! only if they say `again = true` too, and answers that were carried out on a disk are not carried
+//! out once more. Every error has a way on. An event that does not belong to a state changes nothing.
 
 mod facts;
 mod settings;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use crate::executor::Progress;
 use crate::input::{Key, Layout};
-use crate::plan::{Mode, Plan, TargetIdentity};
+use crate::plan::{Mode, Plan, Sha256, TargetIdentity};
 
 pub use facts::{
     Check, Disk, FoundSystem, Hardware, MEMORY_BYTES_MIN, NetworkDevice, SecureBoot, Verdict,
@@ -50,9 +51,20 @@ pub struct Answers {
     pub values: Vec<(Field, String)>,
     /// What to do afterwards.
     pub finish: Finish,
+    /// Whether it is done even on a disk that holds a TruthDB, or on which it was done before.
+    pub again: bool,
 }
 
 impl Answers {
+    /// What tells these answers from others: what they make of the disk. The order of the keys, comments,
+    /// `finish`, and the permissions to erase are not part of it.
+    #[must_use]
+    pub fn id(&self) -> Sha256 {
+        let mut values = self.values.clone();
+        values.sort();
+        Sha256::of(format!("answers 1 {:?} {:?} {values:?}", self.disk, self.mode).as_bytes())
+    }
+
     /// Whether this is the disk that they name, by serial number or WWN.
     #[must_use]
     pub fn names(&self, target: &TargetIdentity) -> bool {
@@ -225,6 +237,13 @@ pub enum State {
         /// What came of the last request.
         notice: Option<String>,
     },
+    /// The answers were carried out on their disk before: nothing is written.
+    AlreadyInstalled {
+        /// The disk.
+        disk: usize,
+        /// What came of the last request.
+        notice: Option<String>,
+    },
     /// The machine is about to start again, or to be turned off.
     Reboot {
         /// Turned off instead.
@@ -267,6 +286,7 @@ impl State {
             State::Installing { .. } => "Installing",
             State::Verifying { .. } => "Verifying",
             State::Finished { .. } => "Finished",
+            State::AlreadyInstalled { .. } => "AlreadyInstalled",
             State::Reboot { .. } => "Reboot",
             State::Error { .. } => "Error",
             State::ConfirmExit { .. } => "ConfirmExit",
@@ -292,7 +312,7 @@ pub struct Session {
     pub layout: Layout,
     /// What an answer file said. Used up at the first error, so that a person takes over.
     pub answers: Option<Answers>,
-    /// Whether a person has pressed a key. Nothing begins by itself from then on.
+    /// Whether a person has pressed a key, or has to take over: nothing begins by itself from then on.
     pub attended: bool,
     /// Why an answer file was not taken, to be shown.
     pub answers_refused: Option<String>,
@@ -337,6 +357,8 @@ pub enum Event {
     Progressed(Progress),
     /// The plan was carried out, or failed.
     Executed(Result<Outcome, Failure>),
+    /// The firmware was told to start the disk next, or does not take it.
+    DiskNext(Result<(), String>),
     /// The logs were written to a stick, or could not be. The text is for people.
     Exported(Result<String, String>),
 }
@@ -358,11 +380,18 @@ pub enum Effect {
         mode: Mode,
         /// What is set.
         settings: Box<Settings>,
+        /// What tells the answers that want it, if it is answers.
+        answers: Option<Sha256>,
     },
     /// Carry a plan out. The one effect that may destroy data.
     Execute {
         /// The plan.
         prepared: Prepared,
+    },
+    /// Have the firmware start the system on this disk next, whatever comes first in its order.
+    StartDiskNext {
+        /// The disk.
+        disk: Box<Disk>,
     },
     /// Write the logs to a USB stick.
     ExportLogs,

@@ -39,7 +39,7 @@ pub struct Settings {
 }
 
 /// The fields of the form, in the order of the screen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Field {
     /// The node's name.
     Hostname,

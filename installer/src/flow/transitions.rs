@@ -34,9 +34,12 @@ pub fn step(mut session: Session, event: Event) -> (Session, Vec<Effect>) {
         Event::Planned(made) => on_planned(&mut session, made),
         Event::Progressed(progress) => on_progress(&mut session, progress),
         Event::Executed(outcome) => on_executed(&mut session, outcome),
+        Event::DiskNext(taken) => on_disk_next(&mut session, taken),
         Event::Exported(outcome) => {
             let text = outcome.unwrap_or_else(|reason| format!("Not exported: {reason}"));
-            if let State::Error { notice, .. } | State::Finished { notice, .. } = &mut session.state
+            if let State::Error { notice, .. }
+            | State::Finished { notice, .. }
+            | State::AlreadyInstalled { notice, .. } = &mut session.state
             {
                 *notice = Some(text);
             }
@@ -72,12 +75,20 @@ fn on_hardware(
 }
 
 fn on_answers(session: &mut Session, answers: Result<Answers, String>) -> Vec<Effect> {
+    let is_welcome = session.state == State::Welcome;
+    if !is_welcome && session.state != State::BootSplash {
+        return Vec::new();
+    }
     match answers {
+        _ if session.attended => {
+            let reason = "a key was pressed. Start this medium again to have it followed";
+            session.answers_refused = Some(reason.to_owned());
+        }
         Ok(answers) => session.answers = Some(answers),
         Err(reason) => session.answers_refused = Some(reason),
     }
-    // A stick that came late: the machine is known already, and nobody has begun to choose.
-    if session.state == State::Welcome && !session.attended {
+    // A stick that came late: the machine is known already.
+    if is_welcome {
         return take_answers(session);
     }
     Vec::new()
@@ -118,7 +129,7 @@ fn take_answers(session: &mut Session) -> Vec<Effect> {
             search(session)
         }
         Err((field, reason)) => {
-            session.answers = None;
+            take_over(session);
             session.answers_refused = Some(format!("{}: {reason}", field.label()));
             Vec::new()
         }
@@ -169,7 +180,7 @@ fn answer_disk(session: &mut Session, answers: &Answers) -> Vec<Effect> {
         .iter()
         .any(|disk| answers.names(&disk.identity));
     match named[..] {
-        [disk] => plan(session, disk, answers.mode),
+        [disk] => follow(session, disk, answers),
         [] if !session.attended && !is_refused => {
             let text = format!(
                 "Waiting for disk {:?}, which the answer file names. Any key ends the waiting.",
@@ -186,9 +197,79 @@ fn answer_disk(session: &mut Session, answers: &Answers) -> Vec<Effect> {
                 "the answer file names disk {:?}, which {count} disks are that can be used",
                 answers.disk
             ));
-            session.answers = None;
+            take_over(session);
             Vec::new()
         }
+    }
+}
+
+/// From here on it is a person's turn, if anybody's.
+fn take_over(session: &mut Session) {
+    session.answers = None;
+    session.attended = true;
+}
+
+/// Follows the answers on their disk, unless that was done before, or would erase a TruthDB that they do
+/// not speak of: a medium that stays first in the boot order is started again and again.
+fn follow(session: &mut Session, disk: usize, answers: &Answers) -> Vec<Effect> {
+    let Some(found) = &session.disks[disk].truthdb else {
+        return plan(session, disk, answers.mode);
+    };
+    let is_there = match answers.mode {
+        Mode::RepairBoot => found.version.is_ok(),
+        Mode::Install | Mode::ReinstallKeepData => found.version.as_ref() == Ok(&session.version),
+    };
+    let is_done = is_there && found.is_done(answers.id());
+    if !answers.again && is_done {
+        return already_installed(session, disk, answers.finish);
+    }
+    if !answers.again && answers.mode == Mode::Install && !found.is_cut_off(answers.id()) {
+        session.answers_refused = Some(format!(
+            "the disk holds {}. It is erased only by a file that says again = true",
+            found.title()
+        ));
+        take_over(session);
+        session.state = State::ModeSelect { disk, selected: 0 };
+        return Vec::new();
+    }
+    plan(session, disk, answers.mode)
+}
+
+fn already_installed(session: &mut Session, disk: usize, finish: Finish) -> Vec<Effect> {
+    take_over(session);
+    let is_back_soon = session
+        .hardware
+        .as_ref()
+        .is_some_and(super::Hardware::is_back_soon);
+    let wants_disk = finish == Finish::Reboot;
+    session.state = State::AlreadyInstalled {
+        disk,
+        notice: (wants_disk && is_back_soon).then(|| {
+            "The firmware was told to start the disk, and came back to this medium. Take the medium \
+             out, or put the disk first in the firmware's settings."
+                .into()
+        }),
+    };
+    match finish {
+        Finish::Reboot if !is_back_soon => vec![Effect::StartDiskNext {
+            disk: Box::new(session.disks[disk].clone()),
+        }],
+        Finish::PowerOff => vec![Effect::PowerOff],
+        Finish::Reboot | Finish::Wait => Vec::new(),
+    }
+}
+
+fn on_disk_next(session: &mut Session, taken: Result<(), String>) -> Vec<Effect> {
+    let State::AlreadyInstalled { notice, .. } = &mut session.state else {
+        return Vec::new();
+    };
+    match taken {
+        // Without this the machine would come back here for ever.
+        Err(reason) => {
+            *notice = Some(format!("The disk cannot be started from here: {reason}."));
+            Vec::new()
+        }
+        Ok(()) => vec![Effect::Reboot],
     }
 }
 
@@ -200,6 +281,7 @@ fn plan(session: &mut Session, disk: usize, mode: Mode) -> Vec<Effect> {
         disk: Box::new(chosen.clone()),
         mode,
         settings: Box::new(settings.clone()),
+        answers: session.answers.as_ref().map(Answers::id),
     };
     session.state = State::Planning { disk, mode };
     vec![effect]
@@ -305,8 +387,8 @@ fn reboot(session: &mut Session, power_off: bool) -> Vec<Effect> {
 }
 
 fn fail(session: &mut Session, failure: Failure, origin: Origin) -> Vec<Effect> {
-    // A person takes over: what failed once must not be tried for ever.
-    session.answers = None;
+    // What failed once must not be tried for ever.
+    take_over(session);
     session.state = State::Error {
         failure,
         origin,
@@ -317,8 +399,9 @@ fn fail(session: &mut Session, failure: Failure, origin: Origin) -> Vec<Effect> 
 
 fn on_key(session: &mut Session, key: Key) -> Vec<Effect> {
     if matches!(session.state, State::DiskSelect { .. })
-        && let Some(answers) = session.answers.take()
+        && let Some(answers) = session.answers.clone()
     {
+        take_over(session);
         session.answers_refused = Some(format!(
             "disk {:?} is not there, and a key was pressed",
             answers.disk
@@ -338,6 +421,17 @@ fn on_key(session: &mut Session, key: Key) -> Vec<Effect> {
             Key::Enter => reboot(session, false),
             Key::Char('p' | 'P') => reboot(session, true),
             Key::Export => vec![Effect::ExportLogs],
+            _ => Vec::new(),
+        },
+        State::AlreadyInstalled { disk, .. } => match key {
+            Key::Enter => reboot(session, false),
+            Key::Char('p' | 'P') => reboot(session, true),
+            Key::Export => vec![Effect::ExportLogs],
+            Key::Escape => {
+                let disk = *disk;
+                back_to_disks(session, Some(disk));
+                Vec::new()
+            }
             _ => Vec::new(),
         },
         State::Error { .. } => on_error_key(session, key),
@@ -435,6 +529,7 @@ fn on_disk_key(session: &mut Session, key: Key) -> Vec<Effect> {
                 };
                 return Vec::new();
             }
+            take_over(session);
             plan(session, at, Mode::Install)
         }
         Key::Advanced => open_form(session),
@@ -457,6 +552,7 @@ fn on_mode_key(session: &mut Session, key: Key) -> Vec<Effect> {
         Key::Down => *selected = (*selected + 1) % MODES.len(),
         Key::Enter => {
             let mode = MODES[*selected % MODES.len()];
+            take_over(session);
             return plan(session, disk, mode);
         }
         Key::Escape => back_to_disks(session, Some(disk)),

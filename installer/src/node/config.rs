@@ -157,6 +157,7 @@ mod tests {
                 link: None,
             }],
             clock_s: 0,
+            sent_to_disk_s: None,
         }
     }
 

@@ -16,6 +16,19 @@ impl Sha256 {
         Sha256::from_digest(&digest(&SHA256, bytes))
     }
 
+    /// The hash that these 64 hexadecimal digits say.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Sha256> {
+        let mut hash = [0u8; 32];
+        if text.len() != 2 * hash.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (at, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+        }
+        Some(Sha256(hash))
+    }
+
     fn from_digest(digest: &ring::digest::Digest) -> Sha256 {
         let mut hash = [0u8; 32];
         hash.copy_from_slice(digest.as_ref());
@@ -108,5 +121,9 @@ mod tests {
     fn the_hash_is_the_standard_one() {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Sha256::of(b"").to_string(), empty);
+        assert_eq!(Sha256::parse(empty), Some(Sha256::of(b"")));
+        for wrong in ["", "e3", &empty[1..], &format!("+{}", &empty[1..])] {
+            assert_eq!(Sha256::parse(wrong), None);
+        }
     }
 }

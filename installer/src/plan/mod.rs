@@ -38,6 +38,11 @@ pub const ESP_TYPE: Uuid = Uuid::from_u128(0xc12a7328_f81f_11d2_ba4b_00a0c93ec93
 pub const LINUX_TYPE: Uuid = Uuid::from_u128(0x0fc63daf_8483_4772_8e79_3d69d8477de4);
 /// The path firmware starts when it has no boot entry (UEFI 2.10, 3.5.1.1).
 pub const FALLBACK_PATH: &str = "EFI/BOOT/BOOTX64.EFI";
+/// What the system is, on the EFI system partition.
+pub(crate) const ABOUT_PATH: &str = "EFI/TruthDB/system.toml";
+/// Whether an installation was verified to its end, as `system.toml` says it: at first, and then, in the
+/// same place.
+pub(crate) const COMPLETE: [&str; 2] = ["false", "true "];
 /// Name of our boot entry in the firmware's menu.
 pub const BOOT_ENTRY_NAME: &str = "TruthDB";
 
@@ -161,6 +166,8 @@ pub struct Request {
     pub old_disk_id: Option<Uuid>,
     /// Whether to register a boot entry with the firmware, as best effort.
     pub boot_entry: bool,
+    /// Hash of the answers that ordered it, kept beside the system: they are not followed twice.
+    pub answers: Option<Sha256>,
 }
 
 /// A file of the plan, with its hash.
@@ -324,7 +331,7 @@ impl Plan {
     /// See [`PlanError`]; nothing was done to any disk.
     pub fn new(request: &Request) -> Result<Plan, PlanError> {
         layout::check_request(request)?;
-        let esp_files = esp_files(&request.runtime);
+        let esp_files = esp_files(&request.runtime, request.answers);
         let (disk_id, esp, data) = match request.mode {
             Mode::Install => layout::fresh(request),
             Mode::ReinstallKeepData | Mode::RepairBoot => layout::kept(request)?,
@@ -371,8 +378,14 @@ impl Plan {
     }
 }
 
+/// Path of a version's system on the EFI system partition.
+#[must_use]
+pub fn system_path(version: &str) -> String {
+    format!("EFI/TruthDB/truthdb-{version}.efi")
+}
+
 /// The system under its own name, what it is, and, last, the path that firmware falls back to.
-fn esp_files(runtime: &Runtime) -> Vec<PlannedFile> {
+fn esp_files(runtime: &Runtime, answers: Option<Sha256>) -> Vec<PlannedFile> {
     let file = |path: String, bytes: Arc<[u8]>| PlannedFile {
         sha256: Sha256::of(&bytes),
         content: FileContent {
@@ -381,24 +394,22 @@ fn esp_files(runtime: &Runtime) -> Vec<PlannedFile> {
             bytes,
         },
     };
-    let system = file(
-        format!("EFI/TruthDB/truthdb-{}.efi", runtime.version),
-        Arc::clone(&runtime.image),
-    );
-    let about = format!(
+    let system = file(system_path(&runtime.version), Arc::clone(&runtime.image));
+    let mut about = format!(
         "version = \"{}\"\nfile = \"{}\"\nsha256 = \"{}\"\nbytes = {}\n",
         runtime.version,
         system.content.path,
         system.sha256,
         runtime.image.len()
     );
+    if let Some(answers) = answers {
+        about.push_str(&format!("answers = \"{answers}\"\n"));
+    }
+    about.push_str(&format!("complete = {}\n", COMPLETE[0]));
     let fallback = file(FALLBACK_PATH.to_owned(), Arc::clone(&runtime.image));
     vec![
         system,
-        file(
-            "EFI/TruthDB/system.toml".to_owned(),
-            about.into_bytes().into(),
-        ),
+        file(ABOUT_PATH.to_owned(), about.into_bytes().into()),
         fallback,
     ]
 }

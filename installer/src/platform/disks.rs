@@ -288,7 +288,7 @@ fn look_inside(disk: &mut Disk, file: &mut File, device: &Path) -> std::io::Resu
             }
         }
     }
-    find_truthdb(disk, device);
+    find_truthdb(disk, device, primary.valid().is_some());
     Ok(())
 }
 
@@ -302,15 +302,19 @@ fn range_of(old: &OldPartition, sector_bytes: u32) -> ByteRange {
 }
 
 /// Partitions with our names are a TruthDB, whatever state it is in.
-fn find_truthdb(disk: &mut Disk, device: &Path) {
+fn find_truthdb(disk: &mut Disk, device: &Path, has_primary_table: bool) {
     let named = |name: &str| disk.partitions.iter().find(|old| old.name == name);
     let (Some(esp), Some(_)) = (named(ESP_NAME), named(DATA_LABEL)) else {
         return;
     };
     let range = range_of(esp, disk.identity.sector_bytes);
-    let version = FileTarget::open_to_read(device)
+    let found = FileTarget::open_to_read(device)
         .map_err(|error| error.to_string())
-        .and_then(|mut target| read_esp(&mut target, range))
-        .map(|found| found.version);
-    disk.truthdb = Some(FoundSystem { version });
+        .and_then(|mut target| read_esp(&mut target, range));
+    disk.truthdb = Some(FoundSystem {
+        answers: found.as_ref().ok().and_then(|found| found.answers),
+        is_complete: found.as_ref().is_ok_and(|found| found.is_complete),
+        version: found.map(|found| found.version),
+        has_primary_table,
+    });
 }

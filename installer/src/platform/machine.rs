@@ -52,6 +52,7 @@ pub fn look(system: &System) -> Hardware {
         secure_boot: secure_boot(system),
         network: network(system),
         clock_s: clock_s(),
+        sent_to_disk_s: efi::sent_to_disk_s(system),
     }
 }
 

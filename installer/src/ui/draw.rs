@@ -351,7 +351,7 @@ fn callout(
     );
     paragraph(
         painter,
-        (x + 22.0, y + 9.0),
+        (x + 22.0, y + 11.0),
         inner,
         (Face::Regular, 16.0, palette::TEXT),
         text,
@@ -359,9 +359,13 @@ fn callout(
     height
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a page has some dozen lines")]
 fn line_count(lines: &[String]) -> f32 {
-    lines.len() as f32
+    line_total(lines.len())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a page has some dozen lines")]
+fn line_total(count: usize) -> f32 {
+    count as f32
 }
 
 /// How many of `count` things of this height fit, at least one.
@@ -477,9 +481,17 @@ fn choice(painter: &mut Painter<'_>, item: &Choice, is_selected: bool, area: Are
     );
 }
 
+/// The hints of all fields stand beside them; on a narrow screen, that of the one with the focus stands below all.
 fn form(painter: &mut Painter<'_>, fields: &[FormField], (x, y): (f32, f32), width: f32) -> f32 {
-    const ROW: f32 = 52.0;
-    let label_width = 190.0;
+    const LABELS: f32 = 190.0;
+    const FIELD_MAX: f32 = 420.0;
+    const HINT_MIN: f32 = 120.0;
+    let is_wide = width - LABELS - FIELD_MAX - 16.0 > HINT_MIN;
+    let (row, height, field_max) = if is_wide {
+        (52.0, 36.0, FIELD_MAX)
+    } else {
+        (42.0, 34.0, f32::INFINITY)
+    };
     let mut at = y;
     for field in fields {
         let color = if field.focused {
@@ -487,39 +499,33 @@ fn form(painter: &mut Painter<'_>, fields: &[FormField], (x, y): (f32, f32), wid
         } else {
             palette::QUIET
         };
-        painter.text((Face::Regular, BODY, color), (x, at + 24.0), &field.label);
+        let baseline = at + height / 2.0 + 6.0;
+        painter.text((Face::Regular, BODY, color), (x, baseline), &field.label);
         let area = Area {
-            x: x + label_width,
+            x: x + LABELS,
             y: at,
-            width: (width - label_width).min(420.0),
-            height: 36.0,
+            width: (width - LABELS).min(field_max),
+            height,
         };
         text_field(painter, area, &field.value, field.focused, field.wrong);
-        let hint_x = area.x + area.width + 16.0;
-        let hint_color = if field.wrong {
-            palette::BAD
+        let hint_at = if is_wide {
+            Some((area.x + area.width + 16.0, baseline - 1.0))
         } else {
-            palette::FAINT
+            let below = y + row * line_total(fields.len());
+            field.focused.then_some((area.x, below + 12.0))
         };
-        let room = x + width - hint_x;
-        if room > 120.0 {
-            let hint = painter.fit(Face::Regular, SMALL, &field.hint, room);
-            painter.text(
-                (Face::Regular, SMALL, hint_color),
-                (hint_x, at + 23.0),
-                &hint,
-            );
-        } else if field.focused {
-            let hint = painter.fit(Face::Regular, 12.0, &field.hint, area.width);
-            painter.text(
-                (Face::Regular, 12.0, hint_color),
-                (area.x, at + 48.0),
-                &hint,
-            );
+        if let Some((hint_x, hint_y)) = hint_at {
+            let hint_color = if field.wrong {
+                palette::BAD
+            } else {
+                palette::FAINT
+            };
+            let hint = painter.fit(Face::Regular, SMALL, &field.hint, x + width - hint_x);
+            painter.text((Face::Regular, SMALL, hint_color), (hint_x, hint_y), &hint);
         }
-        at += ROW;
+        at += row;
     }
-    at - y
+    at - y + if is_wide { 0.0 } else { 20.0 }
 }
 
 fn text_field(painter: &mut Painter<'_>, area: Area, value: &str, focused: bool, wrong: bool) {
@@ -753,6 +759,8 @@ fn code(
 /// A QR code, dark on white with the quiet zone that readers want.
 #[expect(clippy::cast_precision_loss, reason = "a code has at most 177 modules")]
 fn qr(painter: &mut Painter<'_>, text: &str, area: Area) {
+    // Neighbours overlap a little: rounding would draw light seams between them.
+    const OVERLAP: f32 = 0.4;
     let Ok(code) = qrcodegen::QrCode::encode_text(text, qrcodegen::QrCodeEcc::Medium) else {
         return;
     };
@@ -764,8 +772,8 @@ fn qr(painter: &mut Painter<'_>, text: &str, area: Area) {
                 let dark = Area {
                     x: area.x + (column as f32 + 4.0) * module,
                     y: area.y + (row as f32 + 4.0) * module,
-                    width: module,
-                    height: module,
+                    width: module + OVERLAP,
+                    height: module + OVERLAP,
                 };
                 painter.fill(dark, 0.0, palette::BLACK);
             }

@@ -53,6 +53,9 @@ pub fn of(session: &Session) -> Page {
             outcome,
             notice,
         } => finished(prepared, outcome, notice.as_deref()),
+        State::AlreadyInstalled { disk, notice } => {
+            already_installed(&session.disks[*disk], notice.as_deref())
+        }
         State::Error {
             failure, notice, ..
         } => error(failure, notice.as_deref()),
@@ -237,11 +240,8 @@ fn disk_choice(disk: &Disk) -> Choice {
     let (note, tone) = match (&disk.refused, &disk.truthdb) {
         (Some(reason), _) => (format!("Not offered: {reason}"), Tone::Careful),
         (None, Some(system)) => {
-            let version = match &system.version {
-                Ok(version) => format!("TruthDB {version}"),
-                Err(_) => "TruthDB, whose system is damaged".to_owned(),
-            };
-            (format!("Holds {version}: its data can be kept"), Tone::Good)
+            let text = format!("Holds {}: its data can be kept", system.title());
+            (text, Tone::Good)
         }
         (None, None) if disk.contents.is_empty() => ("Empty".to_owned(), Tone::Good),
         (None, None) => (format!("Holds {}", disk.contents.join(", ")), Tone::Careful),
@@ -482,6 +482,34 @@ fn finished(prepared: &Prepared, outcome: &Outcome, notice: Option<&str>) -> Pag
     page.keys = vec![
         enter("Start again"),
         key("P", "P", "Turn off"),
+        export_key(),
+    ];
+    page
+}
+
+fn already_installed(disk: &Disk, notice: Option<&str>) -> Page {
+    let found = disk.truthdb.as_ref();
+    let system = found.map_or_else(|| "TruthDB".to_owned(), crate::flow::FoundSystem::title);
+    let mut page = page(
+        5,
+        &format!("{system} is on this disk already"),
+        &format!("{}\n{}", disk.title(), disk.detail()),
+    );
+    page.tone = Tone::Good;
+    page.blocks.push(callout(
+        Tone::Good,
+        "The answer file was carried out on this disk before. Nothing was written now.",
+    ));
+    page.blocks.push(Block::Text(
+        "Take the installation medium out, and start the machine again. To install once more, choose the \
+         disk here, or say again = true in the answer file."
+            .to_owned(),
+    ));
+    page.blocks.extend(notice_block(notice));
+    page.keys = vec![
+        enter("Start again"),
+        key("P", "P", "Turn off"),
+        escape("Disks"),
         export_key(),
     ];
     page

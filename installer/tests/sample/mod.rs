@@ -38,6 +38,7 @@ pub(crate) fn hardware() -> Hardware {
             },
         ],
         clock_s: 1_764_000_000,
+        sent_to_disk_s: None,
     }
 }
 
@@ -83,6 +84,9 @@ pub(crate) fn disks() -> Vec<Disk> {
     let mut truthdb = disk(2);
     truthdb.truthdb = Some(FoundSystem {
         version: Ok("0.0.9".into()),
+        answers: None,
+        has_primary_table: true,
+        is_complete: true,
     });
     truthdb.contents = vec!["TruthDB 0.0.9".into()];
     let plan = Plan::new(&request(&truthdb, Mode::Install)).unwrap();
@@ -138,6 +142,7 @@ pub(crate) fn request(disk: &Disk, mode: Mode) -> Request {
         old_partitions: disk.partitions.clone(),
         old_disk_id: disk.disk_id,
         boot_entry: true,
+        answers: None,
     }
 }
 
