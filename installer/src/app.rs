@@ -116,8 +116,14 @@ impl App {
                     }
                 });
             }
+            Effect::AwaitAnswers { devices } => {
+                thread::spawn(move || outbox.send(work::await_answers(&places, devices)));
+            }
             Effect::ProbeDisks => {
                 thread::spawn(move || outbox.send(work::probe_disks(&places)));
+            }
+            Effect::ProbeDisksLater => {
+                thread::spawn(move || outbox.send(work::probe_disks_later(&places)));
             }
             Effect::MakePlan {
                 disk,

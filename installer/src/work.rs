@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::answers;
 use crate::executor::{self, ExecuteError, FileTarget, Progress, Tools, read_esp};
@@ -14,6 +15,10 @@ use crate::plan::{ByteRange, ESP_BYTES, ESP_NAME, Mode, Plan, Request, Runtime, 
 use crate::platform::machine::{clock_s, look, monotonic_ms};
 use crate::platform::{System, disks, efi, sticks};
 
+/// How often devices are looked at before that is said.
+const AWAIT_LOOKS: u32 = 10;
+/// Time between two looks.
+const AWAIT_INTERVAL: Duration = Duration::from_millis(500);
 /// Least time between two reports of progress, in milliseconds.
 const PROGRESS_MS: u64 = 100;
 /// Bytes of the kernel's messages that are taken along.
@@ -62,25 +67,61 @@ impl Places {
     }
 }
 
-/// The machine, and the answers for it if there are any. The answers come first.
+/// The machine, and the answers for it. Answers come first; that there are none comes last.
 #[must_use]
 pub fn probe_hardware(places: &Places) -> Vec<Event> {
     let system = &places.system;
     let hardware = look(system);
     tracing::info!(?hardware, "the machine");
-    let mut events = Vec::new();
-    let given = match answers::from_command_line(&system.text("proc/cmdline")) {
-        Some(text) => Ok(Some(text)),
-        None => sticks::answers(system),
-    };
-    match given {
-        Ok(None) => {}
-        Ok(Some(text)) => events.push(Event::Answers(answers::parse(&text))),
-        Err(reason) => events.push(Event::Answers(Err(reason))),
-    }
     let settings = node::default_settings(&hardware);
-    events.push(Event::Hardware(Ok((hardware, settings))));
+    let given = match answers::from_command_line(&system.text("proc/cmdline")) {
+        Some(text) => Event::Answers(answers::parse(&text)),
+        None => look_for_answers(system, block_devices(system)),
+    };
+    let mut events = vec![Event::Hardware(Ok((hardware, settings)))];
+    let at = match given {
+        Event::NoAnswers { .. } => 1,
+        _ => 0,
+    };
+    events.insert(at, given);
     events
+}
+
+fn look_for_answers(system: &System, devices: Vec<String>) -> Event {
+    match sticks::answers(system) {
+        Ok(None) => Event::NoAnswers { devices },
+        Ok(Some(text)) => Event::Answers(answers::parse(&text)),
+        Err(reason) => Event::Answers(Err(reason)),
+    }
+}
+
+/// Waits for a moment until there are other devices than these, and looks for answers on them.
+#[must_use]
+pub fn await_answers(places: &Places, devices: Vec<String>) -> Event {
+    let system = &places.system;
+    for _ in 0..AWAIT_LOOKS {
+        std::thread::sleep(AWAIT_INTERVAL);
+        let now = block_devices(system);
+        if now != devices {
+            return look_for_answers(system, now);
+        }
+    }
+    Event::NoAnswers { devices }
+}
+
+/// Names and sizes: a reader whose card is put in is another device.
+fn block_devices(system: &System) -> Vec<String> {
+    let names = system.names("sys/block").into_iter();
+    names
+        .map(|name| format!("{name} {}", system.text(&format!("sys/block/{name}/size"))))
+        .collect()
+}
+
+/// The disks, a moment later.
+#[must_use]
+pub fn probe_disks_later(places: &Places) -> Event {
+    std::thread::sleep(Duration::from_secs(1));
+    probe_disks(places)
 }
 
 /// The disks.

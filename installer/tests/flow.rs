@@ -22,6 +22,8 @@ fn names(effects: &[Effect]) -> Vec<&'static str> {
         .map(|effect| match effect {
             Effect::ProbeHardware => "ProbeHardware",
             Effect::ProbeDisks => "ProbeDisks",
+            Effect::ProbeDisksLater => "ProbeDisksLater",
+            Effect::AwaitAnswers { .. } => "AwaitAnswers",
             Effect::MakePlan { .. } => "MakePlan",
             Effect::Execute { .. } => "Execute",
             Effect::ExportLogs => "ExportLogs",
@@ -299,13 +301,11 @@ fn an_answer_file_needs_no_key_and_has_the_same_safety() {
             &(|answers: &mut Answers| answers.wipe = false) as &dyn Fn(&mut Answers),
             "Confirm",
         ),
-        (&|answers| answers.disk = "S5GX".into(), "DiskSelect"),
-        (&|answers| answers.disk = String::new(), "DiskSelect"),
-        // The stick with the installer has no serial number; it must not match nothing.
-        (
-            &|answers| answers.disk = "/dev/nvme1n1".into(),
-            "DiskSelect",
-        ),
+        // No such disk, yet; see below. The stick with the installer has no serial number: it must not
+        // match nothing.
+        (&|answers| answers.disk = "S5GX".into(), "Searching"),
+        (&|answers| answers.disk = String::new(), "Searching"),
+        (&|answers| answers.disk = "/dev/nvme1n1".into(), "Searching"),
         (
             &|answers| answers.values = vec![(Field::Hostname, "-".into())],
             "Welcome",
@@ -314,6 +314,59 @@ fn an_answer_file_needs_no_key_and_has_the_same_safety() {
         let (session, effects) = unattended(answers(change));
         assert_eq!(session.state.name(), stops_at);
         assert!(!names(&effects).contains(&"Execute"), "{stops_at}");
+    }
+}
+
+/// Firmware is faster than some sticks and controllers.
+#[test]
+fn answers_and_their_disk_may_come_late() {
+    let devices = vec!["sda 100".to_owned()];
+    let nothing = Event::NoAnswers {
+        devices: devices.clone(),
+    };
+    let (session, effects) = walk(
+        Session::new("0.1.0"),
+        [
+            Event::Started,
+            Event::Hardware(Ok((hardware(), settings()))),
+            nothing.clone(),
+            nothing.clone(),
+        ],
+    );
+    assert_eq!(
+        effects[1..],
+        [(); 2].map(|()| Effect::AwaitAnswers {
+            devices: devices.clone()
+        })
+    );
+    assert_eq!(session.state, State::Welcome);
+    let late = Event::Answers(Ok(answers(&|_| ())));
+    let (session, effects) = walk(session.clone(), [late.clone()]);
+    assert_eq!(names(&effects), ["ProbeDisks"]);
+    // Its disk appears after two more looks.
+    let without = || Event::Disks(Ok(vec![disk(0)]));
+    let (waiting, effects) = walk(session, [without(), without()]);
+    assert_eq!(names(&effects), ["ProbeDisksLater"; 2]);
+    let (_, effects) = walk(waiting.clone(), [Event::Disks(Ok(sample::disks()))]);
+    assert_eq!(names(&effects), ["MakePlan"]);
+    // Or never.
+    let (session, _) = walk(waiting, [(); 20].map(|()| without()));
+    assert_eq!(session.state.name(), "DiskSelect");
+    assert!(session.answers_refused.unwrap().contains("0 disks"));
+    // A person who has begun is not overtaken.
+    for first in [Key::Enter, Key::Advanced, Key::Escape] {
+        let events = [
+            Event::Started,
+            Event::Hardware(Ok((hardware(), settings()))),
+            key(first),
+            late.clone(),
+            key(Key::Escape),
+            nothing.clone(),
+            late.clone(),
+        ];
+        let (session, effects) = walk(Session::new("0.1.0"), events);
+        assert!(session.answers.is_none());
+        assert!(!names(&effects).contains(&"AwaitAnswers"), "{effects:?}");
     }
 }
 
@@ -544,6 +597,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(|fails| {
             Event::Exported(if fails { Err("no stick".into()) } else { Ok("done".into()) })
         }),
+        1 => Just(Event::NoAnswers { devices: Vec::new() }),
         1 => any::<bool>().prop_map(|fails| {
             Event::DiskNext(if fails { Err("refused".into()) } else { Ok(()) })
         }),

@@ -307,6 +307,8 @@ pub struct Session {
     pub answers: Option<Answers>,
     /// Whether a person has taken over: no answers are followed any more.
     pub attended: bool,
+    /// How often the disk of the answers was looked for in vain: a controller may take a while.
+    pub looks: u32,
     /// Why an answer file was not taken, to be shown.
     pub answers_refused: Option<String>,
 }
@@ -324,6 +326,7 @@ impl Session {
             layout: Layout::Us,
             answers: None,
             attended: false,
+            looks: 0,
             answers_refused: None,
         }
     }
@@ -340,6 +343,11 @@ pub enum Event {
     Hardware(Result<(Hardware, Settings), Failure>),
     /// There is an answer file, or one that cannot be taken.
     Answers(Result<Answers, String>),
+    /// There is no answer file among these devices.
+    NoAnswers {
+        /// The devices that were looked into.
+        devices: Vec<String>,
+    },
     /// The disks are known, or cannot be.
     Disks(Result<Vec<Disk>, Failure>),
     /// The plan was made, or cannot be.
@@ -359,8 +367,15 @@ pub enum Event {
 pub enum Effect {
     /// Look at the machine, and for an answer file.
     ProbeHardware,
+    /// Wait for a stick with answers: firmware is faster than some sticks.
+    AwaitAnswers {
+        /// The devices that were looked into already.
+        devices: Vec<String>,
+    },
     /// Look at the disks.
     ProbeDisks,
+    /// The same, a moment later.
+    ProbeDisksLater,
     /// Make a plan.
     MakePlan {
         /// The disk.

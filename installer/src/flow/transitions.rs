@@ -9,6 +9,8 @@ use crate::plan::Mode;
 
 /// What can be done with a disk that holds a TruthDB, in the order offered: keeping data comes first.
 pub(crate) const MODES: [Mode; 3] = [Mode::ReinstallKeepData, Mode::RepairBoot, Mode::Install];
+/// Looks, a second apart, at the disks of a machine whose answers name none of them.
+const LOOKS_MAX: u32 = 20;
 /// Characters that are taken for the confirmation at most.
 const TYPED_CHARS_MAX: usize = 40;
 /// Lines of the plan that a page key moves by.
@@ -24,14 +26,11 @@ pub fn step(mut session: Session, event: Event) -> (Session, Vec<Effect>) {
     let effects = match event {
         Event::Started => started(&mut session),
         Event::Key(key) => on_key(&mut session, key),
-        Event::Answers(answers) => {
-            match answers {
-                _ if session.attended || session.state != State::BootSplash => {}
-                Ok(answers) => session.answers = Some(answers),
-                Err(reason) => session.answers_refused = Some(reason),
-            }
-            Vec::new()
-        }
+        Event::Answers(answers) => on_answers(&mut session, answers),
+        Event::NoAnswers { devices } => match session.state {
+            State::Welcome if !session.attended => vec![Effect::AwaitAnswers { devices }],
+            _ => Vec::new(),
+        },
         Event::Hardware(found) => on_hardware(&mut session, found),
         Event::Disks(found) => on_disks(&mut session, found),
         Event::Planned(made) => on_planned(&mut session, made),
@@ -52,6 +51,31 @@ pub fn step(mut session: Session, event: Event) -> (Session, Vec<Effect>) {
     (session, effects)
 }
 
+/// Answers are taken until a person has taken over, before the machine is known or while its page waits.
+fn on_answers(session: &mut Session, answers: Result<Answers, String>) -> Vec<Effect> {
+    let is_awaited = matches!(session.state, State::BootSplash | State::Welcome);
+    if session.attended || !is_awaited {
+        return Vec::new();
+    }
+    match answers {
+        Ok(answers) => session.answers = Some(answers),
+        Err(reason) => session.answers_refused = Some(reason),
+    }
+    match session.state {
+        State::Welcome => begin_answers(session),
+        _ => Vec::new(),
+    }
+}
+
+fn begin_answers(session: &mut Session) -> Vec<Effect> {
+    let hardware = session.hardware.as_ref();
+    let is_sufficient = hardware.is_some_and(super::Hardware::is_sufficient);
+    match session.answers.clone() {
+        Some(answers) if is_sufficient => take_answers(session, &answers),
+        _ => Vec::new(),
+    }
+}
+
 fn started(session: &mut Session) -> Vec<Effect> {
     match session.state {
         State::BootSplash => vec![Effect::ProbeHardware],
@@ -69,14 +93,10 @@ fn on_hardware(
     match found {
         Err(failure) => fail(session, failure, Origin::Hardware),
         Ok((hardware, settings)) => {
-            let is_sufficient = hardware.is_sufficient();
             session.hardware = Some(hardware);
             session.settings = Some(settings);
             session.state = State::Welcome;
-            match session.answers.clone() {
-                Some(answers) if is_sufficient => take_answers(session, &answers),
-                _ => Vec::new(),
-            }
+            begin_answers(session)
         }
     }
 }
@@ -148,6 +168,11 @@ fn answer_disk(session: &mut Session, answers: &Answers) -> Vec<Effect> {
     let named: Vec<usize> = offered(session).filter(is_named).collect();
     match named[..] {
         [disk] => follow(session, disk, answers),
+        [] if session.looks < LOOKS_MAX => {
+            session.looks += 1;
+            session.state = State::Searching;
+            vec![Effect::ProbeDisksLater]
+        }
         ref others => {
             let count = others.len();
             session.answers_refused = Some(format!(
@@ -359,7 +384,10 @@ fn on_key(session: &mut Session, key: Key) -> Vec<Effect> {
     let asks_to_leave =
         key == Key::Escape && matches!(session.state, State::Welcome | State::DiskSelect { .. });
     match &mut session.state {
-        State::Welcome if asks_to_leave => leave(session),
+        State::Welcome if asks_to_leave => {
+            take_over(session);
+            leave(session)
+        }
         State::Welcome => on_welcome_key(session, key),
         State::DiskSelect { .. } => on_disk_key(session, key),
         State::ModeSelect { .. } => on_mode_key(session, key),
@@ -423,6 +451,9 @@ fn open_form(session: &mut Session) -> Vec<Effect> {
 }
 
 fn on_welcome_key(session: &mut Session, key: Key) -> Vec<Effect> {
+    if key != Key::Rescan {
+        take_over(session);
+    }
     let is_sufficient = session
         .hardware
         .as_ref()
