@@ -40,8 +40,8 @@ struct App {
     outbox: Outbox,
     inbox: Receiver<Event>,
     woken: PipeReader,
-    /// Names of block devices, as last looked at.
-    devices: Vec<String>,
+    /// Names and sizes of block devices, as last looked at.
+    devices: Vec<(String, Option<u64>)>,
     /// Whether they had changed then: what has just appeared may not be readable yet, so it is looked at once more.
     devices_are_new: bool,
 }
@@ -96,8 +96,16 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
 }
 
 impl App {
-    fn block_devices(&self) -> Vec<String> {
-        self.places.system.names("sys/block")
+    /// With their sizes: a slot of a card reader is there before its card.
+    fn block_devices(&self) -> Vec<(String, Option<u64>)> {
+        let system = &self.places.system;
+        let names = system.names("sys/block").into_iter();
+        names
+            .map(|name| {
+                let sectors = system.number(&format!("sys/block/{name}/size"));
+                (name, sectors)
+            })
+            .collect()
     }
 
     /// Looked at only where the flow can do something with it, so that nothing is missed while it cannot.

@@ -9,9 +9,10 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use truthdb_installer::executor::{self, FileTarget, Tools};
-use truthdb_installer::flow::SecureBoot;
+use truthdb_installer::flow::{Event, SecureBoot};
 use truthdb_installer::plan::{ESP_BYTES_MIN_512, Mode, Plan, Sha256};
 use truthdb_installer::platform::{System, disks, efi, machine, sticks};
+use truthdb_installer::work::{self, Places};
 
 /// A machine without anything.
 struct Machine {
@@ -460,6 +461,33 @@ fn answers_are_read_from_the_one_volume_for_them() {
         sticks::answers(&machine.system())
             .unwrap_err()
             .contains("cannot be read")
+    );
+}
+
+#[test]
+fn a_stick_with_answers_that_comes_late_is_found() {
+    let machine = Machine::new();
+    let places = Places {
+        system: machine.system(),
+        ..Places::of_medium()
+    };
+    let events = work::probe_hardware(&places);
+    assert!(
+        matches!(&events[..], [Event::Hardware(Ok(_))]),
+        "{events:?}"
+    );
+    let file = [("truthdb-install.toml", "disk = \"S1\"\n")];
+    stick(&machine, "sdb", b"TRUTHDB-CFG", &file);
+    let found = work::probe_answers(&places);
+    assert!(
+        matches!(&found, Some(Event::Answers(Ok(answers))) if answers.disk == "S1"),
+        "{found:?}"
+    );
+    // At the start they come before the machine, which they are for.
+    let events = work::probe_hardware(&places);
+    assert!(
+        matches!(&events[..], [Event::Answers(Ok(_)), Event::Hardware(Ok(_))]),
+        "{events:?}"
     );
 }
 

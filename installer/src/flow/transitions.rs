@@ -24,7 +24,8 @@ pub fn step(mut session: Session, event: Event) -> (Session, Vec<Effect>) {
     let effects = match event {
         Event::Started => started(&mut session),
         Event::Key(key) => {
-            session.attended = true;
+            // Asking for another look may be asking for answers that are on a stick now.
+            session.attended |= key != Key::Rescan || session.state != State::Welcome;
             on_key(&mut session, key)
         }
         Event::Answers(answers) => on_answers(&mut session, answers),
