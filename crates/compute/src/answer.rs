@@ -70,7 +70,8 @@ pub struct QueryAnswer {
     pub operator_hash: ModuleHash,
     /// One for each partition and module that was read.
     pub stamps: Vec<Stamp>,
-    /// Fuel or other units that the operator used; 0 if it is not metered.
+    /// Fuel that the operator used in all partitions and in its merge. A function of the code, the
+    /// arguments and the states that were read; 0 for code that is not metered.
     pub fuel: u64,
 }
 
