@@ -347,7 +347,7 @@ pub struct Difference {
     pub replayed: String,
 }
 
-/// What a verification compared, of one module in one partition.
+/// What a verification compared, of one generation's tables in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedModule {
     /// What the log gives.
@@ -362,6 +362,9 @@ pub struct VerifiedModule {
     pub derived: u64,
     /// Whether the running fold's state was compared too.
     pub live: bool,
+    /// Why it could not be compared any further than `stamp`, if so: the log does not hold any more
+    /// what it is made from.
+    pub unverified: Option<String>,
 }
 
 /// The answer to "is my state true?".

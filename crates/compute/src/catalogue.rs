@@ -364,6 +364,26 @@ impl Catalogue {
         lines
     }
 
+    /// All lines there ever were, each with the last sequence that concerns it: that before the one
+    /// that took over, or the removal; the end of all if it is folded on.
+    pub(crate) fn lines(&self) -> Vec<(String, u32, u64)> {
+        let mut lines = Vec::new();
+        for (name, life) in &self.modules {
+            let mut ends = BTreeMap::new();
+            for generation in &life.generations {
+                if generation.manifest.kind.owns_tables() {
+                    let end = ends.entry(generation.line).or_insert(0_u64);
+                    *end = (*end).max(generation.retired_at.unwrap_or(u64::MAX));
+                }
+            }
+            let named = ends
+                .into_iter()
+                .map(|(line, end)| (name.clone(), line, end));
+            lines.extend(named);
+        }
+        lines
+    }
+
     /// Validators that decide now.
     pub(crate) fn validators(&self) -> impl Iterator<Item = (&str, &Generation)> {
         self.modules.iter().filter_map(|(name, life)| {

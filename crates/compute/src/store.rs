@@ -676,11 +676,16 @@ impl PastFiles {
 
     /// What is recorded about a line up to a sequence.
     pub(crate) fn recorded(&self, partition: u32, module: &str, line: u32, until: u64) -> Recorded {
-        let log = self.files[partition as usize].deltas(module, line);
+        let files = &self.files[partition as usize];
+        let log = files.deltas(module, line);
         let first = log.files().ok().and_then(|files| files.first().cloned());
         let deltas = first.and_then(|file| log.read_after(file.first_sequence - 1).ok());
         let mut snapshots = BTreeMap::new();
         for info in self.snapshots(partition).unwrap_or_default() {
+            // One that is not of this log's history is not used either.
+            if !files.fits_log(info.sequence, info.timestamp_ns) {
+                continue;
+            }
             for (name, generation, applied, fingerprint) in info.modules {
                 if name == module && generation == line && applied <= until {
                     snapshots
@@ -731,6 +736,23 @@ impl Recorded {
             }
         }
         found
+    }
+
+    /// Last sequence and fingerprint of the next delta record, if it is not after `until`.
+    pub(crate) fn delta_until(&mut self, until: u64) -> Option<(u64, Fingerprint)> {
+        if self.next.is_none() {
+            let reader = self.deltas.as_mut()?;
+            self.next = reader.next_record().ok().flatten();
+        }
+        let next = self.next.as_ref()?;
+        (next.last_sequence <= until).then_some((next.last_sequence, next.fingerprint_after))
+    }
+
+    /// What is left of the states in snapshots, from a sequence on.
+    pub(crate) fn snapshots_from(&mut self, first: u64) -> Vec<(u64, Fingerprint)> {
+        let left = self.snapshots.split_off(&first).into_iter();
+        left.flat_map(|(at, all)| all.into_iter().map(move |one| (at, one)))
+            .collect()
     }
 
     /// Fingerprints of the states in snapshots that were applied up to a sequence.

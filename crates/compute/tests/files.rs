@@ -237,3 +237,35 @@ fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
     machine.restart();
     assert_eq!(machine.fingerprints("tally", "counts"), before);
 }
+
+#[test]
+fn a_generation_that_is_over_and_was_recorded_wrongly_is_found() {
+    let mut machine = Machine::new(1);
+    machine.is_wrong = true;
+    machine.restart();
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    for n in 0..30_u32 {
+        machine.append(&[("s1", "order", n.to_string().as_bytes())]);
+    }
+    let reply = machine.compute().submit_snapshot(0);
+    machine.wait(&reply);
+    machine.activate(b"tally-impure", ActivationMode::Rebuild);
+    machine.append(&[("s1", "order", b"x")]);
+    machine.is_wrong = false;
+    machine.restart();
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    let of = |what: &str| {
+        let found = report.differences.iter().filter(|d| d.what == what);
+        found.map(|d| d.generation).collect::<Vec<_>>()
+    };
+    // One for each batch, and one that only accounts for what has no effect.
+    assert_eq!(of("delta"), [1; 31]);
+    assert_eq!(of("snapshot"), [1]);
+    assert_eq!(of("state-checkpoint"), [1]);
+    assert_eq!(report.differences.len(), 33);
+    let live: Vec<bool> = report.modules.iter().map(|m| m.live).collect();
+    assert_eq!(live, [false, true]);
+}

@@ -41,6 +41,8 @@ pub struct Machine {
     pub live: Option<Live>,
     /// The program is another version, in which modules compute something else, and says so.
     pub is_upgraded: bool,
+    /// `tally` computes something else, and nothing says so.
+    pub is_wrong: bool,
     next: u64,
     boots: u64,
     inbox: Arc<Inbox>,
@@ -72,6 +74,7 @@ impl Machine {
             },
             live: None,
             is_upgraded: false,
+            is_wrong: false,
             next: 0,
             boots: 0,
             inbox: Arc::default(),
@@ -90,6 +93,8 @@ impl Machine {
         let (engine, stepper) = Engine::open_stepped(world.clone(), config).unwrap();
         let runtime: Arc<dyn Runtime> = if self.is_upgraded {
             Arc::new(Upgraded(runtime_of(Quirk::Twice)))
+        } else if self.is_wrong {
+            Arc::new(runtime_of(Quirk::Twice))
         } else {
             Arc::new(runtime())
         };
@@ -619,19 +624,18 @@ fn runtime_of(plain: Quirk) -> NativeRuntime {
         name: "tally",
         quirk,
     };
+    let echo = || Tally {
+        name: "echo",
+        quirk: Quirk::Emits,
+    };
     NativeRuntime::default()
         .with(b"tally", tally(plain))
         .with(b"tally-twice", tally(Quirk::Twice))
         .with(&big(), tally(Quirk::Twice))
         .with(b"tally-impure", tally(Quirk::Impure))
         .with(b"tally-boom", tally(Quirk::Boom))
-        .with(
-            b"echo",
-            Tally {
-                name: "echo",
-                quirk: Quirk::Emits,
-            },
-        )
+        .with(b"echo", echo())
+        .with(b"echo-again", echo())
         .with(b"guard", Guard)
         .with(b"cap", Cap)
         .with(b"sum", Sum)
