@@ -63,6 +63,8 @@ pub(crate) struct Fold {
     /// Retired lines that owe nothing, and up to where: this is on its way into the log.
     completed: BTreeMap<(String, u32), u64>,
     read_retry_at: u64,
+    /// No delta log of other semantics is left.
+    swept: bool,
     /// Sequence of the last snapshot mark that this process asked for.
     mark_asked: u64,
 }
@@ -95,6 +97,7 @@ impl Fold {
             changed: true,
             completed: BTreeMap::new(),
             read_retry_at: 0,
+            swept: false,
             mark_asked: 0,
         };
         // Who validates is known before the first append, if the log can be read.
@@ -150,6 +153,13 @@ impl Fold {
             busy |= self.outgoing.pump(now);
             busy |= self.store_deltas(now);
             busy |= self.store.step(now);
+            // The program of before still finds what it left, until this one has come to the same.
+            let is_known = self.controlled > 0 && !self.changed;
+            if !self.swept && is_known && self.lines.iter().all(Line::is_proven) {
+                let any = self.store.remove_foreign_deltas(now);
+                self.swept = !any;
+                busy |= any;
+            }
         }
         for line in &mut self.lines {
             if let Some(outbox) = &mut line.outbox {

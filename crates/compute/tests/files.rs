@@ -6,8 +6,9 @@
 
 mod support;
 
-use support::Machine;
+use support::{LONG_NAME, Machine};
 use truthdb_compute::*;
+use truthdb_module::NAME_BYTES_MAX;
 
 /// A machine with a history over several memory starts, with a snapshot in the middle.
 fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
@@ -222,8 +223,10 @@ fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
     machine.append(&[("s1", "order", b"x")]);
     machine.settle();
     let before = machine.fingerprints("tally", "counts");
+    let left = delta_files(&machine);
+    assert!(!left.is_empty());
     // Another version computes something else. The snapshot would hide it; the checkpoint shows it.
-    machine.is_upgraded = true;
+    (machine.is_upgraded, machine.is_wrong) = (true, true);
     machine.restart();
     let status = machine.compute().module("tally").unwrap();
     assert!(status.generations[0].semantics_differ);
@@ -233,9 +236,24 @@ fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
         "{state:?}"
     );
     // The version of before finds what it left.
-    machine.is_upgraded = false;
+    let kept = delta_files(&machine);
+    assert!(left.iter().all(|file| kept.contains(file)));
+    (machine.is_upgraded, machine.is_wrong) = (false, false);
     machine.restart();
     assert_eq!(machine.fingerprints("tally", "counts"), before);
+    let events = machine.compute().module("tally").unwrap().generations[0].events;
+    assert!(events < 31, "{events} events were given to the guest again");
+    // One that comes to the same has no use for it.
+    machine.is_upgraded = true;
+    machine.restart();
+    assert_eq!(machine.fingerprints("tally", "counts"), before);
+    let now = delta_files(&machine);
+    assert!(!now.is_empty() && now.iter().all(|file| !left.contains(file)));
+}
+
+fn delta_files(machine: &Machine) -> Vec<String> {
+    let paths = machine.world.paths().into_iter();
+    paths.filter(|path| path.contains("/deltas/")).collect()
 }
 
 #[test]
@@ -268,4 +286,25 @@ fn a_generation_that_is_over_and_was_recorded_wrongly_is_found() {
     assert_eq!(report.differences.len(), 33);
     let live: Vec<bool> = report.modules.iter().map(|m| m.live).collect();
     assert_eq!(live, [false, true]);
+}
+
+#[test]
+fn a_module_with_the_longest_name_has_deltas_too() {
+    assert_eq!(LONG_NAME.len(), NAME_BYTES_MAX);
+    let mut machine = Machine::new(1);
+    machine.activate(b"long", ActivationMode::Rebuild);
+    for n in 0..30_u32 {
+        machine.append(&[("s1", "order", n.to_string().as_bytes())]);
+    }
+    machine.settle();
+    assert!(!delta_files(&machine).is_empty());
+    let before = machine.fingerprints(LONG_NAME, "counts");
+    machine.restart();
+    assert_eq!(machine.fingerprints(LONG_NAME, "counts"), before);
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, []);
+    assert!(report.modules[0].deltas >= 30);
 }
