@@ -339,7 +339,8 @@ pub struct Difference {
     pub generation: u32,
     /// Where: sequence of the checkpoint, snapshot, delta record or derived event.
     pub sequence: u64,
-    /// What differs, in words: `state-checkpoint`, `snapshot`, `delta`, `live state`, `derived event`.
+    /// What differs, in words: `state-checkpoint`, `snapshot`, `delta`, `live state`, `derived event`; or
+    /// `control list`, which is of no module.
     pub what: String,
     /// What was recorded.
     pub recorded: String,

@@ -96,6 +96,8 @@ pub(crate) struct Catalogue {
     pub(crate) marks: Vec<u64>,
     /// In the order of the log.
     pub(crate) decisions: Vec<Decision>,
+    /// Sequence of the first control event about each name of a module.
+    pub(crate) first_facts: BTreeMap<String, u64>,
     /// Control events that this program does not understand, by sequence.
     pub(crate) unknown: Vec<u64>,
 }
@@ -175,6 +177,11 @@ impl Catalogue {
     /// Takes the control event with this sequence.
     pub(crate) fn apply(&mut self, sequence: u64, event: &EventRef<'_>) {
         let stream = event.stream();
+        if let Some(module) = stream.strip_prefix(MODULE_STREAM_PREFIX)
+            && !self.first_facts.contains_key(module)
+        {
+            self.first_facts.insert(module.to_owned(), sequence);
+        }
         let Some(control) = decode_control(event.payload()) else {
             self.unknown.push(sequence);
             return;

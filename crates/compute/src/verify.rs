@@ -16,6 +16,7 @@ use crate::answer::*;
 use crate::catalogue::{Catalogue, Life};
 use crate::compute::Inner;
 use crate::control::hex;
+use crate::control_list;
 use crate::emit::{DERIVED_BY, Derived, Deriver, Place, derived_tag, place_of};
 use crate::error::ComputeError;
 use crate::replay::{Pace, Replayer, catalogue, require_replay, target};
@@ -287,6 +288,11 @@ pub(crate) fn verify(
     for partition in inner.reads.asked(request.partition, &options)? {
         let target = target(inner, partition, &request.to)?;
         let catalogue = catalogue(inner, partition)?;
+        if request.module.is_none() {
+            let storage = &*inner.reads.world.storage;
+            let differs = control_list::compare(&inner.engine, storage, partition)?;
+            report.differences.extend(differs);
+        }
         for (module, line, end) in catalogue.lines() {
             let wanted = request.module.as_ref();
             if wanted.is_some_and(|wanted| *wanted != module) {

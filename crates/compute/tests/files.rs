@@ -8,7 +8,9 @@ mod support;
 
 use support::{LONG_NAME, Machine};
 use truthdb_compute::*;
+use truthdb_io::sim::{SimFault, SimOp};
 use truthdb_module::NAME_BYTES_MAX;
+use truthdb_state::{EventList, StatePlace, control_list_path};
 
 /// A machine with a history over several memory starts, with a snapshot in the middle.
 fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
@@ -307,4 +309,164 @@ fn a_module_with_the_longest_name_has_deltas_too() {
         .unwrap();
     assert_eq!(report.differences, []);
     assert!(report.modules[0].deltas >= 30);
+}
+
+/// A machine whose first segment is sealed and has all control events but one, and its list of them.
+fn listed() -> (Machine, String) {
+    let mut machine = Machine::new(1);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    let reply = machine.compute().submit_snapshot(0);
+    machine.wait(&reply);
+    fill(&mut machine, b"x");
+    machine.activate(b"tally-twice", ActivationMode::Continue);
+    machine.append(&[("s1", "order", b"last")]);
+    machine.settle();
+    let path = control_list_path(&place(&machine));
+    assert!(machine.world.paths().contains(&path), "no list was written");
+    (machine, path)
+}
+
+/// Fills a segment and lets it be sealed.
+fn fill(machine: &mut Machine, with: &[u8]) {
+    let payload = with.repeat(900 << 10);
+    for _ in 0..20 {
+        machine.append(&[("s1", "other", &payload)]);
+    }
+    machine.settle();
+    assert!(machine.engine().last_sealed(0).is_some());
+}
+
+fn place(machine: &Machine) -> StatePlace {
+    StatePlace {
+        database_id: machine.engine().database_id(),
+        partition: 0,
+    }
+}
+
+/// Opens it with this file as its list; the file that is there then.
+fn open_with(machine: &mut Machine, path: &str, list: Option<&[u8]>) -> Vec<u8> {
+    machine.kill();
+    match list {
+        Some(bytes) => machine.world.write_file(path, bytes).unwrap(),
+        None => machine.world.remove_file(path).unwrap(),
+    }
+    machine.open();
+    machine.world.read_file(path).unwrap()
+}
+
+#[test]
+fn a_list_of_control_events_that_cannot_be_used_is_made_again() {
+    let (mut machine, path) = listed();
+    let before = machine.fingerprints("tally", "counts");
+    let good = machine.world.read_file(&path).unwrap();
+    let list = EventList::decode(&good, &place(&machine)).unwrap();
+    assert_eq!(list.history.segment, 1);
+    // Published, activated, and the mark with its checkpoint.
+    assert_eq!(list.events.len(), 4);
+    let mut damaged = good.clone();
+    damaged[300] ^= 1;
+    let mut foreign = list.clone();
+    foreign.history.chain[0] ^= 1;
+    let mut elsewhere = place(&machine);
+    elsewhere.database_id[0] ^= 1;
+    // What decides about modules is compared with the log, one by one.
+    let mut forged = list.clone();
+    let (first, second) = (forged.events[0].1.clone(), forged.events[1].1.clone());
+    forged.events[0].1 = second;
+    forged.events[1].1 = first;
+    for bytes in [
+        None,
+        Some(damaged),
+        Some(good[..good.len().min(100)].to_vec()),
+        Some(Vec::new()),
+        Some(foreign.encode(&place(&machine))),
+        Some(list.encode(&elsewhere)),
+        Some(forged.encode(&place(&machine))),
+        Some(good.clone()),
+    ] {
+        let now = open_with(&mut machine, &path, bytes.as_deref());
+        assert_eq!(now, good);
+        assert_eq!(machine.fingerprints("tally", "counts"), before);
+    }
+}
+
+#[test]
+fn a_list_that_lacks_an_event_is_found_by_a_verification() {
+    let (mut machine, path) = listed();
+    let good = machine.world.read_file(&path).unwrap();
+    let mut list = EventList::decode(&good, &place(&machine)).unwrap();
+    let differences = |machine: &Machine| {
+        let report = machine
+            .compute()
+            .verify(&VerifyRequest::default(), &mut NoSink)
+            .unwrap();
+        let differences = report.differences.into_iter();
+        differences
+            .map(|d| (d.what, d.sequence))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(differences(&machine), []);
+    let (sequence, _) = list.events.pop().unwrap();
+    let lacking = list.encode(&place(&machine));
+    assert_eq!(open_with(&mut machine, &path, Some(&lacking)), lacking);
+    assert_eq!(
+        differences(&machine),
+        [("control list".to_owned(), sequence)]
+    );
+    machine.kill();
+    machine.world.remove_file(&path).unwrap();
+    machine.open();
+    assert_eq!(differences(&machine), []);
+}
+
+#[test]
+fn a_list_of_a_history_that_was_another_is_not_used() {
+    let mut machine = Machine::new(1);
+    machine.append(&[("s1", "order", b"first")]);
+    machine.kill();
+    let image = machine.world.image();
+    machine.open();
+    machine.activate(b"tally-twice", ActivationMode::Rebuild);
+    fill(&mut machine, b"x");
+    let path = control_list_path(&place(&machine));
+    let other = machine.world.read_file(&path).unwrap();
+    machine.kill();
+    machine.world.restore(&image);
+    machine.open();
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    fill(&mut machine, b"y");
+    let mine = machine.world.read_file(&path).unwrap();
+    assert_ne!(mine, other);
+    assert_eq!(open_with(&mut machine, &path, Some(&other)), mine);
+    assert_eq!(machine.count("tally", "order"), 1);
+}
+
+#[test]
+fn a_power_cut_while_the_list_is_written_makes_no_difference() {
+    let (mut machine, path) = listed();
+    let before = machine.fingerprints("tally", "counts");
+    let good = machine.world.read_file(&path).unwrap();
+    machine.kill();
+    machine.world.remove_file(&path).unwrap();
+    let image = machine.world.image();
+    let mut cuts = 0;
+    for op in [
+        SimOp::Create,
+        SimOp::Write,
+        SimOp::Sync,
+        SimOp::Rename,
+        SimOp::SyncDir,
+    ] {
+        for passes in 0..6 {
+            machine.world.restore(&image);
+            machine.world.fail_nth(Some(op), passes, SimFault::Crash);
+            cuts += u32::from(machine.try_open().is_none());
+            machine.world.clear_planned();
+            machine.crash();
+            machine.open();
+            assert_eq!(machine.world.read_file(&path).unwrap(), good);
+            assert_eq!(machine.fingerprints("tally", "counts"), before);
+        }
+    }
+    assert!(cuts > 10, "{cuts}");
 }

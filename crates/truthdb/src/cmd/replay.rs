@@ -630,6 +630,13 @@ impl Verdict {
         }
         out.table(&table)?;
         for one in &self.differences {
+            if one.module.is_empty() {
+                out.line(&format!(
+                    "{} of partition {} at event {}: recorded {}, the log has {}",
+                    one.what, one.partition, one.sequence, one.recorded, one.replayed
+                ))?;
+                continue;
+            }
             out.line(&format!(
                 "{} of {} generation {} in partition {} at event {}: recorded {}, the log gives {}",
                 one.what,
