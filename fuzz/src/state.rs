@@ -1,9 +1,9 @@
-//! Decoders of derived state: the delta log, manifests of snapshots, chunks.
+//! Decoders of derived state: the delta log, manifests of snapshots, chunks, lists of events.
 
 use truthdb_event::event_checksum;
 use truthdb_state::{
     Changes, Chunk, DELTA_RECORD_HEADER_BYTES, DeltaAt, DeltaFileHeader, DeltaRecordHeader,
-    SnapshotManifest, StatePlace,
+    EventList, ListedHistory, SnapshotManifest, StatePlace,
 };
 
 use crate::seeds::golden;
@@ -32,7 +32,20 @@ pub(crate) fn snapshots() -> Vec<Vec<u8>> {
         include_str!("../../crates/state/tests/golden/chunk.txt"),
     ]
     .map(golden)
-    .to_vec()
+    .into_iter()
+    .chain([list().encode(&PLACE)])
+    .collect()
+}
+
+fn list() -> EventList {
+    EventList {
+        history: ListedHistory {
+            segment: 2,
+            last_sequence: 17,
+            chain: [3; 32],
+        },
+        events: vec![(1, b"one".to_vec()), (17, b"another".to_vec())],
+    }
 }
 
 /// The input with a checksum of all of it that lets it through under any seed: 0.
@@ -100,6 +113,9 @@ pub(crate) fn snapshot(input: &[u8]) {
     if let Ok(manifest) = SnapshotManifest::decode(&bytes) {
         assert!(manifest.encode() == bytes);
     }
+    if let Ok(list) = EventList::decode(&bytes, &PLACE) {
+        assert!(list.encode(&PLACE) == bytes);
+    }
     if let Ok(chunk) = Chunk::decode(input.to_vec()) {
         assert!(chunk.raw() == input);
         rows_ascend(&chunk);
@@ -152,6 +168,7 @@ mod tests {
         assert_eq!(header.first_sequence(), 100);
         let snapshots = snapshots();
         assert!(SnapshotManifest::decode(&snapshots[0]).is_ok());
+        assert_eq!(EventList::decode(&snapshots[2], &PLACE), Ok(list()));
         let hash = truthdb_state::ChunkHash(*snapshots[1][56..].first_chunk().unwrap());
         assert!(Chunk::decode_file(&snapshots[1], &PLACE, hash).is_ok());
     }

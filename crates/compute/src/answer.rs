@@ -70,7 +70,8 @@ pub struct QueryAnswer {
     pub operator_hash: ModuleHash,
     /// One for each partition and module that was read.
     pub stamps: Vec<Stamp>,
-    /// Fuel or other units that the operator used; 0 if it is not metered.
+    /// Fuel that the operator used in all partitions and in its merge. A function of the code, the
+    /// arguments and the states that were read; 0 for code that is not metered.
     pub fuel: u64,
 }
 
@@ -338,7 +339,8 @@ pub struct Difference {
     pub generation: u32,
     /// Where: sequence of the checkpoint, snapshot, delta record or derived event.
     pub sequence: u64,
-    /// What differs, in words: `state-checkpoint`, `snapshot`, `delta`, `live state`, `derived event`.
+    /// What differs, in words: `state-checkpoint`, `snapshot`, `delta`, `live state`, `derived event`; or
+    /// `control list`, which is of no module.
     pub what: String,
     /// What was recorded.
     pub recorded: String,
@@ -346,7 +348,7 @@ pub struct Difference {
     pub replayed: String,
 }
 
-/// What a verification compared, of one module in one partition.
+/// What a verification compared, of one generation's tables in one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedModule {
     /// What the log gives.
@@ -361,6 +363,9 @@ pub struct VerifiedModule {
     pub derived: u64,
     /// Whether the running fold's state was compared too.
     pub live: bool,
+    /// Why it could not be compared any further than `stamp`, if so: the log does not hold any more
+    /// what it is made from.
+    pub unverified: Option<String>,
 }
 
 /// The answer to "is my state true?".

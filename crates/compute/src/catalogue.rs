@@ -96,6 +96,8 @@ pub(crate) struct Catalogue {
     pub(crate) marks: Vec<u64>,
     /// In the order of the log.
     pub(crate) decisions: Vec<Decision>,
+    /// Sequence of the first control event about each name of a module.
+    pub(crate) first_facts: BTreeMap<String, u64>,
     /// Control events that this program does not understand, by sequence.
     pub(crate) unknown: Vec<u64>,
 }
@@ -175,6 +177,11 @@ impl Catalogue {
     /// Takes the control event with this sequence.
     pub(crate) fn apply(&mut self, sequence: u64, event: &EventRef<'_>) {
         let stream = event.stream();
+        if let Some(module) = stream.strip_prefix(MODULE_STREAM_PREFIX)
+            && !self.first_facts.contains_key(module)
+        {
+            self.first_facts.insert(module.to_owned(), sequence);
+        }
         let Some(control) = decode_control(event.payload()) else {
             self.unknown.push(sequence);
             return;
@@ -360,6 +367,26 @@ impl Catalogue {
                     lines.push(line);
                 }
             }
+        }
+        lines
+    }
+
+    /// All lines there ever were, each with the last sequence that concerns it: that before the one
+    /// that took over, or the removal; the end of all if it is folded on.
+    pub(crate) fn lines(&self) -> Vec<(String, u32, u64)> {
+        let mut lines = Vec::new();
+        for (name, life) in &self.modules {
+            let mut ends = BTreeMap::new();
+            for generation in &life.generations {
+                if generation.manifest.kind.owns_tables() {
+                    let end = ends.entry(generation.line).or_insert(0_u64);
+                    *end = (*end).max(generation.retired_at.unwrap_or(u64::MAX));
+                }
+            }
+            let named = ends
+                .into_iter()
+                .map(|(line, end)| (name.clone(), line, end));
+            lines.extend(named);
         }
         lines
     }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use truthdb_engine::{Direction, Engine, ReadError, RevisionFrom, StreamReadRequest};
+use truthdb_event::EventRef;
 use truthdb_io::World;
 use truthdb_module::ModuleKind;
 
@@ -25,6 +26,7 @@ use crate::catalogue::{Catalogue, LineSpec};
 use crate::command::Command;
 use crate::config::ComputeConfig;
 use crate::control::{self, CONTROL_TYPE, Fact, hex};
+use crate::control_list::ControlList;
 use crate::emit::{Deriver, Outbox};
 use crate::gate::GateLink;
 use crate::line::{Advance, Line};
@@ -54,6 +56,10 @@ pub(crate) struct Fold {
     pub(crate) peers: Vec<Arc<PartitionShared>>,
     pub(crate) catalogue: Catalogue,
     pub(crate) controlled: u64,
+    /// Last control event in the catalogue, and in the one that is shown.
+    taken: u64,
+    shown: u64,
+    list: ControlList,
     pub(crate) lines: Vec<Line>,
     pub(crate) outgoing: Outgoing,
     pub(crate) store: Store,
@@ -63,6 +69,8 @@ pub(crate) struct Fold {
     /// Retired lines that owe nothing, and up to where: this is on its way into the log.
     completed: BTreeMap<(String, u32), u64>,
     read_retry_at: u64,
+    /// No delta log of other semantics is left.
+    swept: bool,
     /// Sequence of the last snapshot mark that this process asked for.
     mark_asked: u64,
 }
@@ -90,11 +98,15 @@ impl Fold {
             peers: peers.to_vec(),
             catalogue: Catalogue::default(),
             controlled: 0,
+            taken: 0,
+            shown: 0,
+            list: ControlList::new(engine, world, partition),
             lines: Vec::new(),
             store,
             changed: true,
             completed: BTreeMap::new(),
             read_retry_at: 0,
+            swept: false,
             mark_asked: 0,
         };
         // Who validates is known before the first append, if the log can be read.
@@ -123,6 +135,9 @@ impl Fold {
         self.outgoing.finish();
         let now = self.now();
         self.store.finish(now);
+        if self.config.compute {
+            self.list.write(self.controlled, true);
+        }
     }
 
     fn now(&self) -> u64 {
@@ -150,6 +165,14 @@ impl Fold {
             busy |= self.outgoing.pump(now);
             busy |= self.store_deltas(now);
             busy |= self.store.step(now);
+            self.list.write(self.controlled, false);
+            // The program of before still finds what it left, until this one has come to the same.
+            let is_known = self.controlled > 0 && !self.changed;
+            if !self.swept && is_known && self.lines.iter().all(Line::is_proven) {
+                let any = self.store.remove_foreign_deltas(now);
+                self.swept = !any;
+                busy |= any;
+            }
         }
         for line in &mut self.lines {
             if let Some(outbox) = &mut line.outbox {
@@ -221,26 +244,28 @@ impl Fold {
             return Ok(false);
         }
         let first = self.engine.first_sequence(self.partition);
+        if self.controlled == 0
+            && let Some(listed) = self.list.load()?
+        {
+            for (sequence, bytes) in &listed.events {
+                if let Ok(event) = EventRef::parse(bytes) {
+                    self.take_control(*sequence, &event, bytes);
+                }
+            }
+            self.controlled = listed.last_sequence;
+        }
         let from = (self.controlled + 1).max(first);
-        let catalogue = &mut self.catalogue;
-        let mut any = false;
-        let partition = self.partition;
-        let looked = read_types_from(&self.engine, partition, from, &[CONTROL_TYPE], |stored| {
-            let event = stored.event();
-            let unknown = catalogue.unknown.len();
-            catalogue.apply(stored.sequence, &event);
-            any = true;
-            if catalogue.unknown.len() > unknown {
-                tracing::warn!(
-                    partition,
-                    sequence = stored.sequence,
-                    "a control event is not understood and has no effect here: is this program older than the one that wrote it?"
-                );
+        let (engine, partition) = (self.engine.clone(), self.partition);
+        let looked = read_types_from(&engine, partition, from, &[CONTROL_TYPE], |stored| {
+            // After a read that failed half-way some are known.
+            if stored.sequence > self.taken {
+                self.take_control(stored.sequence, &stored.event(), stored.bytes);
             }
         })?;
         self.controlled = looked.max(self.controlled);
-        if any || self.controlled == looked && self.shared.controlled() == 0 {
+        if self.taken > self.shown || self.controlled == looked && self.shared.controlled() == 0 {
             self.changed = true;
+            self.shown = self.taken;
             *self.shared.catalogue.write() = Arc::new(self.catalogue.clone());
             if self.partition == 0 {
                 for peer in &self.peers {
@@ -250,6 +275,22 @@ impl Fold {
         }
         self.shared.set_controlled(self.controlled);
         Ok(true)
+    }
+
+    fn take_control(&mut self, sequence: u64, event: &EventRef<'_>, bytes: &[u8]) {
+        let unknown = self.catalogue.unknown.len();
+        self.catalogue.apply(sequence, event);
+        if self.config.compute {
+            self.list.note(sequence, bytes);
+        }
+        self.taken = sequence;
+        if self.catalogue.unknown.len() > unknown {
+            tracing::warn!(
+                partition = self.partition,
+                sequence,
+                "a control event is not understood and has no effect here: is this program older than the one that wrote it?"
+            );
+        }
     }
 
     /// Lines that are folded, each with the last sequence that concerns it.
@@ -330,12 +371,19 @@ impl Fold {
     /// Keeps the events from being trimmed that say what the active modules are.
     fn keep_from_trim(&self) -> Result<(), ReadError> {
         let mut floor = u64::MAX;
+        let first = self.engine.first_sequence(self.partition);
         for (module, life) in &self.catalogue.modules {
             let live = life.generations.iter().filter(|g| g.retired_at.is_none());
             let codes = live.map(|g| format!("{}{}", control::CODE_STREAM_PREFIX, hex(&g.hash)));
             let mut streams: Vec<String> = codes.collect();
-            if !streams.is_empty() {
-                streams.push(control::module_stream(module));
+            if streams.is_empty() {
+                continue;
+            }
+            // The module's own stream has events in many segments: looking for its first one would
+            // open all of them.
+            match self.catalogue.first_facts.get(module) {
+                Some(sequence) if *sequence >= first => floor = floor.min(*sequence),
+                _ => streams.push(control::module_stream(module)),
             }
             for stream in streams {
                 floor = floor.min(first_of_stream(&self.engine, self.partition, stream)?);

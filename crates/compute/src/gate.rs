@@ -21,7 +21,7 @@ use truthdb_module::{EventColumns, InstanceContext, ModuleKind, Verdict, module_
 
 use crate::answer::FoldState;
 use crate::canary::{Canary, planted};
-use crate::catalogue::{Catalogue, EPOCH_EVENTS, Generation, Step, is_control};
+use crate::catalogue::{Catalogue, EPOCH_EVENTS, Generation, LineSpec, Step, is_control};
 use crate::control::{Fact, SNAPSHOT_STREAM, decode_control};
 use crate::guest::{Guest, Program};
 use crate::line::Line;
@@ -119,6 +119,24 @@ impl State {
         }
         self.ahead_bytes += batch.body_bytes();
         self.ahead.push_back(batch);
+    }
+
+    /// First sequence of what is kept: what is encoded from here on is recorded.
+    fn recorded(&self) -> u64 {
+        let front = self.ahead.front();
+        front.map_or(self.next_sequence, |batch| batch.first_sequence)
+    }
+
+    /// Whether everything that a runner has not applied is kept.
+    fn reaches(&self, module: &str, applied: u64) -> Result<(), String> {
+        let recorded = self.recorded();
+        if applied + 1 < recorded {
+            return Err(format!(
+                "the state of {module} has reached {applied}, needed is {}",
+                recorded - 1
+            ));
+        }
+        Ok(())
     }
 
     fn forget_ahead(&mut self) {
@@ -340,6 +358,79 @@ impl Validator {
     }
 }
 
+/// What is to decide from now on.
+#[derive(Default)]
+struct Served {
+    validators: BTreeMap<String, Validator>,
+    runners: BTreeMap<String, Runner>,
+}
+
+impl Served {
+    /// Takes the place of what decided before, if nothing between the runners and what is recorded is
+    /// missing.
+    fn enter(self, state: &mut State) -> Result<(), String> {
+        for (module, runner) in &self.runners {
+            state.reaches(module, runner.applied)?;
+        }
+        let oldest = self.runners.values().map(|runner| runner.applied).min();
+        while let (Some(oldest), Some(front)) = (oldest, state.ahead.front())
+            && front.last_sequence() <= oldest
+        {
+            let bytes = front.body_bytes();
+            state.ahead.pop_front();
+            state.ahead_bytes -= bytes;
+        }
+        state.validators = self.validators;
+        state.runners = self.runners;
+        if state.runners.is_empty() {
+            state.forget_ahead();
+        }
+        Ok(())
+    }
+}
+
+/// A module's current line, and how its tables are made.
+fn line_of<'a>(
+    catalogue: &Catalogue,
+    module: &str,
+    lines: &'a [Line],
+) -> Result<(&'a Line, LineSpec), String> {
+    let life = catalogue.modules.get(module);
+    let number = life
+        .and_then(|life| life.current())
+        .map(|current| current.line);
+    let number = number.ok_or_else(|| format!("module {module} is not active"))?;
+    let spec = catalogue
+        .line(module, number)
+        .ok_or_else(|| format!("module {module} is not active"))?;
+    let line = lines
+        .iter()
+        .find(|line| line.spec().module == module && line.spec().line == number)
+        .ok_or_else(|| format!("the state of {module} is being made"))?;
+    if let (Some((sequence, _)), _) | (None, FoldState::Halted { sequence, .. }) =
+        (&line.halt, &line.state)
+    {
+        return Err(format!("module {module} is halted at event {sequence}"));
+    }
+    Ok((line, spec))
+}
+
+/// Whether the folds have come to what is recorded, so that runners are worth making.
+fn reached(
+    state: &State,
+    catalogue: &Catalogue,
+    wanted: &[(String, Generation)],
+    lines: &[Line],
+) -> Result<(), String> {
+    for (_, generation) in wanted {
+        for owner in owners(generation) {
+            let (line, _) = line_of(catalogue, owner, lines)?;
+            state.reaches(owner, line.runner.applied)?;
+        }
+    }
+    Ok(())
+}
+
 impl GateLink {
     /// Puts the gate before the partition's appends, closed until the catalogue is known.
     pub(crate) fn new(
@@ -401,7 +492,21 @@ impl GateLink {
         if state.next_sequence == 0 {
             return false;
         }
-        match self.serve(&mut state, catalogue, &wanted, lines) {
+        let closed_by = state.closed_by;
+        if let Err(reason) = reached(&state, catalogue, &wanted, lines) {
+            state.reason = reason;
+            return false;
+        }
+        // Up to an epoch of guest calls: the writer must not wait for them at the gate.
+        drop(state);
+        let served = self.serve(catalogue, &wanted, lines);
+        let mut state = shared.state.lock();
+        if state.closed_by != closed_by {
+            // Something else is to be taken into account; the fold reads it first.
+            return false;
+        }
+        let opened = served.and_then(|served| served.enter(&mut state));
+        match opened {
             Ok(()) => {
                 state.starting = false;
                 state.opened_through = state.closed_by;
@@ -418,18 +523,17 @@ impl GateLink {
     /// Makes validators and the runners that they read.
     fn serve(
         &self,
-        state: &mut State,
         catalogue: &Catalogue,
         wanted: &[(String, Generation)],
         lines: &[Line],
-    ) -> Result<(), String> {
-        let mut validators = BTreeMap::new();
-        let mut runners = BTreeMap::new();
+    ) -> Result<Served, String> {
+        let mut served = Served::default();
+        let runners = &mut served.runners;
         for (name, generation) in wanted {
             let program = self.program(name, &step_of(generation))?;
             for owner in owners(generation) {
                 if !runners.contains_key(owner) {
-                    let runner = self.runner(state, catalogue, owner, lines)?;
+                    let runner = self.runner(catalogue, owner, lines)?;
                     runners.insert(owner.to_owned(), runner);
                 }
             }
@@ -454,22 +558,9 @@ impl GateLink {
                 tables,
                 guest: None,
             };
-            validators.insert(name.clone(), validator);
+            served.validators.insert(name.clone(), validator);
         }
-        let oldest = runners.values().map(|runner: &Runner| runner.applied).min();
-        while let (Some(oldest), Some(front)) = (oldest, state.ahead.front())
-            && front.last_sequence() <= oldest
-        {
-            let bytes = front.body_bytes();
-            state.ahead.pop_front();
-            state.ahead_bytes -= bytes;
-        }
-        state.validators = validators;
-        state.runners = runners;
-        if state.runners.is_empty() {
-            state.forget_ahead();
-        }
-        Ok(())
+        Ok(served)
     }
 
     /// The code that a step runs, if it is ready.
@@ -481,43 +572,14 @@ impl GateLink {
         }
     }
 
-    /// A runner of a module's current tables that has applied everything before what is recorded.
+    /// A runner of a module's current tables that has applied what the fold has.
     fn runner(
         &self,
-        state: &State,
         catalogue: &Catalogue,
         module: &str,
         lines: &[Line],
     ) -> Result<Runner, String> {
-        let life = catalogue.modules.get(module);
-        let number = life
-            .and_then(|life| life.current())
-            .map(|current| current.line);
-        let number = number.ok_or_else(|| format!("module {module} is not active"))?;
-        let spec = catalogue
-            .line(module, number)
-            .ok_or_else(|| format!("module {module} is not active"))?;
-        let line = lines
-            .iter()
-            .find(|line| line.spec().module == module && line.spec().line == number)
-            .ok_or_else(|| format!("the state of {module} is being made"))?;
-        if let (Some((sequence, _)), _) | (None, FoldState::Halted { sequence, .. }) =
-            (&line.halt, &line.state)
-        {
-            return Err(format!("module {module} is halted at event {sequence}"));
-        }
-        // What is encoded from here on is recorded.
-        let recorded = state
-            .ahead
-            .front()
-            .map_or(state.next_sequence, |b| b.first_sequence);
-        if line.runner.applied + 1 < recorded {
-            return Err(format!(
-                "the state of {module} has reached {}, needed is {}",
-                line.runner.applied,
-                recorded - 1
-            ));
-        }
+        let (line, spec) = line_of(catalogue, module, lines)?;
         // Who opens it and has no code for the next event would close it again at once.
         for step in &spec.steps[spec.step_at(line.runner.applied)..] {
             self.program(module, step)?;

@@ -118,6 +118,11 @@ pub trait Guest: Send {
         let _ = (arguments, parts);
         Err(Halt::Gone)
     }
+
+    /// Fuel that all its calls used; 0 for code that is not metered.
+    fn fuel_used(&self) -> u64 {
+        0
+    }
 }
 
 /// Modules as WebAssembly components.
@@ -222,5 +227,9 @@ impl Guest for WasmGuest {
 
     fn merge(&mut self, arguments: &[u8], parts: Vec<Page>) -> Result<Page, Halt> {
         self.0.merge(arguments, parts)
+    }
+
+    fn fuel_used(&self) -> u64 {
+        self.0.fuel_used()
     }
 }

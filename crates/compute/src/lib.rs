@@ -26,6 +26,7 @@ mod command;
 mod compute;
 mod config;
 mod control;
+mod control_list;
 mod decide;
 mod emit;
 mod error;

@@ -165,6 +165,11 @@ impl Line {
         self.runner.applied >= self.until && self.is_settled()
     }
 
+    /// Whether it has applied what is there and came to all fingerprints that are recorded.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.state == FoldState::Live && self.checks.is_empty()
+    }
+
     pub(crate) fn is_halted(&self) -> bool {
         matches!(self.state, FoldState::Halted { .. })
     }

@@ -57,11 +57,13 @@ impl Reads {
                 return self.query(&then);
             }
         }
-        let mut parts = Vec::new();
+        let (mut parts, mut fuel) = (Vec::new(), 0_u64);
         for states in &states {
-            parts.push(self.run_operator(&operator, states, request, deadline)?);
+            let (part, used) = self.run_operator(&operator, states, request, deadline)?;
+            parts.push(part);
+            fuel = fuel.saturating_add(used);
         }
-        let rows = self.merge(&operator, request, parts)?;
+        let (rows, used) = self.merge(&operator, request, parts)?;
         Ok(QueryAnswer {
             rows: rows
                 .rows()
@@ -72,7 +74,7 @@ impl Reads {
                 .collect(),
             operator_hash: operator.generation.hash,
             stamps,
-            fuel: 0,
+            fuel: fuel.saturating_add(used),
         })
     }
 
@@ -144,13 +146,14 @@ impl Reads {
         Ok(states)
     }
 
+    /// The operator's rows of one partition, and the fuel that they took.
     fn run_operator(
         &self,
         operator: &Operator,
         states: &BTreeMap<String, State>,
         request: &QueryRequest,
         deadline: Deadline,
-    ) -> Result<Page, ComputeError> {
+    ) -> Result<(Page, u64), ComputeError> {
         let mut tables = Box::new(ReadTables::default());
         for table in &operator.generation.manifest.tables {
             let state = states.get(&table.module).expect("every owner was asked");
@@ -190,7 +193,7 @@ impl Reads {
                 });
             }
             if !answer.rows.more {
-                return Ok(part);
+                return Ok((part, guest.fuel_used()));
             }
             resume = answer.resume;
         }
@@ -220,11 +223,11 @@ impl Reads {
         operator: &Operator,
         request: &QueryRequest,
         parts: Vec<Page>,
-    ) -> Result<Page, ComputeError> {
+    ) -> Result<(Page, u64), ComputeError> {
         let mut guest = self.guest(operator, 0, moment_of(None))?;
-        guest
-            .merge(&request.arguments, parts)
-            .map_err(|halt| failed(&request.operator, &halt))
+        let rows = guest.merge(&request.arguments, parts);
+        let rows = rows.map_err(|halt| failed(&request.operator, &halt))?;
+        Ok((rows, guest.fuel_used()))
     }
 }
 

@@ -71,6 +71,11 @@ impl Replayer {
         self
     }
 
+    /// Why the state cannot be made again, before anything was applied.
+    pub(crate) fn trimmed(&self) -> Option<String> {
+        self.halted.as_ref().map(|(_, reason)| reason.clone())
+    }
+
     /// Applies the next batch. `None` at the target, or once the guest stopped.
     pub(crate) fn next(&mut self) -> Result<Option<Replayed>, ComputeError> {
         if self.halted.is_some() {

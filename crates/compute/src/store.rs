@@ -3,6 +3,7 @@
 //! Nothing here is truth. What is damaged, missing, or does not fit the log is passed over, and the
 //! state is made again; every error is an operator's message and a slower start, never a wrong row.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,8 +12,8 @@ use truthdb_io::{Storage, World};
 use truthdb_module::Limits;
 use truthdb_state::{
     CollectStep, DELTA_FILE_BYTES_DEFAULT, DeltaLog, DeltaPlace, DeltaReader, DeltaRecord,
-    DeltaWriter, Fingerprint, PrunePolicy, SnapshotError, SnapshotInput, SnapshotReader,
-    SnapshotState, SnapshotStep, SnapshotStore, SnapshotTable, StatePlace, Tables,
+    DeltaWriter, Fingerprint, NAME_BYTES_MAX, PrunePolicy, SnapshotError, SnapshotInput,
+    SnapshotReader, SnapshotState, SnapshotStep, SnapshotStore, SnapshotTable, StatePlace, Tables,
 };
 
 use crate::answer::{FoldState, SnapshotInfo};
@@ -27,6 +28,9 @@ use crate::shared::{PartitionShared, Version};
 
 /// Nanoseconds until something that failed is tried again.
 const RETRY_NS: u64 = 1_000_000_000;
+
+/// Files that one step removes.
+const REMOVE_FILES: usize = 16;
 
 /// A delta log that is written.
 struct Writing {
@@ -65,6 +69,20 @@ pub(crate) struct Brought {
     pub(crate) is_complete: bool,
 }
 
+/// A module's name, if it has at most so many bytes; else its beginning and its hash.
+fn short(module: &str, bytes_max: usize) -> Cow<'_, str> {
+    if module.len() <= bytes_max {
+        return Cow::Borrowed(module);
+    }
+    let hash = hex(&blake3::hash(module.as_bytes()).as_bytes()[..8]);
+    let kept = bytes_max.saturating_sub(hash.len() + 1);
+    // No name has the mark.
+    Cow::Owned(format!(
+        "{}~{hash}",
+        &module[..module.floor_char_boundary(kept)]
+    ))
+}
+
 /// The time of an event in the log, nanoseconds UTC.
 fn time_in_log(engine: &Engine, partition: u32, sequence: u64) -> Option<u64> {
     if sequence == 0 || sequence > engine.committed(partition) {
@@ -94,17 +112,25 @@ impl Files {
         }
     }
 
+    /// What ends the names of the delta logs that this process may use: one made under other semantics
+    /// is another one.
+    fn semantics(&self) -> String {
+        format!(".{}", hex(&self.semantics_id(&Limits::default())[..4]))
+    }
+
     /// What names the way in which this process makes states under these limits.
     fn semantics_id(&self, limits: &Limits) -> [u8; 32] {
         self.programs.runtime().semantics_id(limits)
     }
 
-    /// The delta log that this process may use: one made under other semantics is another one.
     fn deltas(&self, module: &str, line: u32) -> DeltaLog {
-        let semantics = hex(&self.semantics_id(&Limits::default())[..4]);
+        let semantics = self.semantics();
         let place = DeltaPlace {
             place: self.place,
-            module: format!("{module}.{semantics}"),
+            module: format!(
+                "{}{semantics}",
+                short(module, NAME_BYTES_MAX - semantics.len())
+            ),
             generation: line,
         };
         DeltaLog::new(Arc::clone(&self.storage), place)
@@ -536,6 +562,45 @@ impl Store {
         false
     }
 
+    /// Removes some files of the delta logs that were made under other semantics. False: none is left.
+    pub(crate) fn remove_foreign_deltas(&mut self, now: u64) -> bool {
+        if self.retry_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        let semantics = self.files.semantics();
+        let logs = DeltaLog::all_of(&self.files.storage, self.files.place);
+        let removed = logs.and_then(|logs| {
+            for log in logs {
+                if log.place().module.ends_with(&semantics) {
+                    continue;
+                }
+                let removed = log.remove_newest(REMOVE_FILES)?;
+                if removed > 0 {
+                    return Ok(Some((log.place().module.clone(), removed)));
+                }
+            }
+            Ok(None)
+        });
+        match removed {
+            Ok(Some((name, files))) => {
+                let partition = self.partition();
+                tracing::info!(
+                    partition,
+                    name,
+                    files,
+                    "deltas of other semantics are removed"
+                );
+                true
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!(partition = self.partition(), error = %chain(&error),
+                    "deltas of other semantics stay until the next start");
+                false
+            }
+        }
+    }
+
     /// Removes the snapshots that a policy does not keep.
     pub(crate) fn prune(&mut self, policy: &PrunePolicy) -> Result<(), ComputeError> {
         let Some(snapshots) = &mut self.snapshots else {
@@ -676,11 +741,16 @@ impl PastFiles {
 
     /// What is recorded about a line up to a sequence.
     pub(crate) fn recorded(&self, partition: u32, module: &str, line: u32, until: u64) -> Recorded {
-        let log = self.files[partition as usize].deltas(module, line);
+        let files = &self.files[partition as usize];
+        let log = files.deltas(module, line);
         let first = log.files().ok().and_then(|files| files.first().cloned());
         let deltas = first.and_then(|file| log.read_after(file.first_sequence - 1).ok());
         let mut snapshots = BTreeMap::new();
         for info in self.snapshots(partition).unwrap_or_default() {
+            // One that is not of this log's history is not used either.
+            if !files.fits_log(info.sequence, info.timestamp_ns) {
+                continue;
+            }
             for (name, generation, applied, fingerprint) in info.modules {
                 if name == module && generation == line && applied <= until {
                     snapshots
@@ -731,6 +801,23 @@ impl Recorded {
             }
         }
         found
+    }
+
+    /// Last sequence and fingerprint of the next delta record, if it is not after `until`.
+    pub(crate) fn delta_until(&mut self, until: u64) -> Option<(u64, Fingerprint)> {
+        if self.next.is_none() {
+            let reader = self.deltas.as_mut()?;
+            self.next = reader.next_record().ok().flatten();
+        }
+        let next = self.next.as_ref()?;
+        (next.last_sequence <= until).then_some((next.last_sequence, next.fingerprint_after))
+    }
+
+    /// What is left of the states in snapshots, from a sequence on.
+    pub(crate) fn snapshots_from(&mut self, first: u64) -> Vec<(u64, Fingerprint)> {
+        let left = self.snapshots.split_off(&first).into_iter();
+        left.flat_map(|(at, all)| all.into_iter().map(move |one| (at, one)))
+            .collect()
     }
 
     /// Fingerprints of the states in snapshots that were applied up to a sequence.

@@ -2,7 +2,8 @@
 //!
 //! One pass over the log for each line recomputes its state and compares it on the way with the
 //! checkpoints in the log, the delta records and the snapshots on disk, and the derived events in
-//! all partitions; at the end with what the running fold shows.
+//! all partitions; at the end with what the running fold shows. Lines that ended are gone through up
+//! to their end: answers as of then come from what is recorded of them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,13 +13,16 @@ use truthdb_engine::{
 };
 
 use crate::answer::*;
+use crate::catalogue::{Catalogue, Life};
 use crate::compute::Inner;
 use crate::control::hex;
+use crate::control_list;
 use crate::emit::{DERIVED_BY, Derived, Deriver, Place, derived_tag, place_of};
 use crate::error::ComputeError;
 use crate::replay::{Pace, Replayer, catalogue, require_replay, target};
 use crate::request::{ReadOptions, VerifyRequest};
 use crate::runner::Source;
+use crate::shared::Version;
 use crate::store::Recorded;
 
 /// A stored derived event: its place, its sequence, its canonical bytes.
@@ -32,6 +36,8 @@ struct StoredDerived {
     at_end: bool,
     /// Generations of the line: what others of the module derived is not looked at.
     generations: Vec<u32>,
+    /// The first ones may have been trimmed.
+    may_lack_first: bool,
 }
 
 impl StoredDerived {
@@ -58,6 +64,7 @@ impl StoredDerived {
             page: VecDeque::new(),
             at_end: false,
             generations: generations.to_vec(),
+            may_lack_first: engine.first_sequence(target) > 1,
         }
     }
 
@@ -174,14 +181,16 @@ impl Check<'_> {
             };
             match found {
                 Some((sequence, same)) => {
-                    self.stored(target).page.pop_front();
+                    let stored = self.stored(target);
+                    stored.page.pop_front();
+                    stored.may_lack_first = false;
                     self.verified.derived += 1;
                     if !same {
                         let text = "an event with other content".to_owned();
                         self.differs(sequence, "derived event", text, describe(derived));
                     }
                 }
-                None if batch <= self.stored_through => {
+                None if batch <= self.stored_through && !self.stored(target).may_lack_first => {
                     self.differs(batch, "derived event", "none".to_owned(), describe(derived));
                 }
                 None => {}
@@ -197,6 +206,44 @@ impl Check<'_> {
             let (module, source) = (&deriver.module, deriver.partition);
             StoredDerived::new(engine, module, source, target, generations)
         })
+    }
+
+    /// What the replay did not come to: it stopped before, or no batch ends there.
+    fn at_end(&mut self, replayer: &mut Replayer, life: &Life, is_folded: bool) {
+        let stop = match &replayer.halted {
+            Some((sequence, reason)) => format!("a stop at event {sequence}: {reason}"),
+            None => "no state there".to_owned(),
+        };
+        for (sequence, recorded) in std::mem::take(&mut self.checkpoints) {
+            self.differs(sequence, "state-checkpoint", hex(&recorded), stop.clone());
+        }
+        let first = replayer.runner.spec.first_sequence();
+        for (sequence, recorded) in self.recorded.snapshots_from(first) {
+            self.differs(sequence, "snapshot", recorded.to_string(), stop.clone());
+        }
+        let Some((sequence, reason)) = replayer.halted.take() else {
+            return;
+        };
+        if let Some((last, recorded)) = self.recorded.delta_until(replayer.target) {
+            self.differs(last, "delta", recorded.to_string(), stop);
+        }
+        // The stop of a line that ended may have been lifted by what took over.
+        let halted = life.halts.iter().any(|halt| halt.sequence == sequence);
+        if is_folded && !halted {
+            self.differs(sequence, "live state", "no stop".to_owned(), reason);
+        }
+    }
+
+    fn compare_live(&mut self, version: &Version, replayer: &Replayer) {
+        if version.sequence != replayer.runner.applied {
+            return;
+        }
+        self.verified.live = true;
+        let (shown, replayed) = (version.view.fingerprint(), replayer.runner.fingerprint());
+        if shown != replayed {
+            let (shown, replayed) = (shown.to_string(), replayed.to_string());
+            self.differs(version.sequence, "live state", shown, replayed);
+        }
     }
 
     /// What is stored up to a source batch and was not emitted.
@@ -241,24 +288,25 @@ pub(crate) fn verify(
     for partition in inner.reads.asked(request.partition, &options)? {
         let target = target(inner, partition, &request.to)?;
         let catalogue = catalogue(inner, partition)?;
-        for (module, line) in catalogue.active_lines() {
-            if request
-                .module
-                .as_ref()
-                .is_some_and(|wanted| *wanted != module)
-            {
+        if request.module.is_none() {
+            let storage = &*inner.reads.world.storage;
+            let differs = control_list::compare(&inner.engine, storage, partition)?;
+            report.differences.extend(differs);
+        }
+        for (module, line, end) in catalogue.lines() {
+            let wanted = request.module.as_ref();
+            if wanted.is_some_and(|wanted| *wanted != module) {
                 continue;
             }
             known = true;
-            verify_line(
-                inner,
+            let of = LineOf {
+                catalogue: &catalogue,
                 partition,
-                &module,
+                module: &module,
                 line,
-                target,
-                &mut pace,
-                &mut report,
-            )?;
+                end,
+            };
+            verify_line(inner, &of, target, &mut pace, &mut report)?;
         }
     }
     match &request.module {
@@ -269,34 +317,44 @@ pub(crate) fn verify(
     }
 }
 
+/// A line of a partition.
+struct LineOf<'a> {
+    catalogue: &'a Catalogue,
+    partition: u32,
+    module: &'a str,
+    line: u32,
+    /// Last sequence that concerns it.
+    end: u64,
+}
+
 fn verify_line(
     inner: &Inner,
-    partition: u32,
-    module: &str,
-    line: u32,
+    of: &LineOf<'_>,
     target: u64,
     pace: &mut Pace<'_>,
     report: &mut VerifyReport,
 ) -> Result<(), ComputeError> {
-    let catalogue = catalogue(inner, partition)?;
+    let (partition, module, line) = (of.partition, of.module, of.line);
+    let target = target.min(of.end);
     let no_module = || ComputeError::NoSuchModule {
         module: module.to_owned(),
     };
-    let spec = catalogue.line(module, line).ok_or_else(no_module)?;
-    let life = catalogue.modules.get(module).ok_or_else(no_module)?;
+    let spec = of.catalogue.line(module, line).ok_or_else(no_module)?;
+    let life = of.catalogue.modules.get(module).ok_or_else(no_module)?;
+    if of.end < spec.first_sequence() {
+        return Ok(());
+    }
     let mine = |number: u32| life.generation(number).is_some_and(|g| g.line == line);
-    let checkpoints = life
-        .checkpoints
-        .iter()
-        .filter(|c| mine(c.generation) && c.sequence <= target)
-        .map(|c| (c.sequence, c.fingerprint))
-        .collect();
+    let all = life.checkpoints.iter().filter(|c| mine(c.generation));
+    let checkpoints: BTreeMap<_, _> = all.map(|c| (c.sequence, c.fingerprint)).collect();
     let live = inner.partitions[partition as usize].line(module, line);
+    // A line that ended is given up once it owes nothing: then its end is a checkpoint.
+    let settled = checkpoints.contains_key(&of.end).then_some(of.end);
+    let shown = live.as_ref().map(|line| line.get().emitted_through);
     let source = Source::Here(Arc::clone(&inner.programs));
-    let recorded = inner.reads.files.recorded(partition, module, line, target);
-    let members = life.generations.iter().filter(|g| g.line == line);
-    let spec_generations = members.map(|g| g.number).collect();
+    let emits = !spec.turns.is_empty();
     let mut replayer = Replayer::new(inner, partition, spec, source, target);
+    let members = life.generations.iter().filter(|g| g.line == line);
     let mut check = Check {
         inner,
         partition,
@@ -306,11 +364,14 @@ fn verify_line(
             partition,
             salt: 0,
         },
-        checkpoints,
-        recorded,
+        checkpoints: checkpoints
+            .range(..=target)
+            .map(|(s, f)| (*s, *f))
+            .collect(),
+        recorded: inner.reads.files.recorded(partition, module, line, target),
         derived: BTreeMap::new(),
-        generations: spec_generations,
-        stored_through: live.as_ref().map_or(0, |line| line.get().emitted_through),
+        generations: members.map(|g| g.number).collect(),
+        stored_through: settled.or(shown).unwrap_or(0),
         verified: VerifiedModule {
             stamp: replayer.stamp(),
             checkpoints: 0,
@@ -318,10 +379,21 @@ fn verify_line(
             deltas: 0,
             derived: 0,
             live: false,
+            unverified: replayer.trimmed(),
         },
         differences: Vec::new(),
     };
-    while let Some(replayed) = replayer.next()? {
+    while check.verified.unverified.is_none() {
+        let replayed = match replayer.next() {
+            Ok(Some(replayed)) => replayed,
+            Ok(None) => break,
+            // Nothing keeps the code of a line that ended from being trimmed.
+            Err(ComputeError::Guest { reason, .. }) if of.end != u64::MAX => {
+                check.verified.unverified = Some(reason);
+                break;
+            }
+            Err(error) => return Err(error),
+        };
         let last = replayed.batch.last_sequence();
         check.verified.stamp.generation = replayer.runner.current_step().generation;
         check.after_batch(&replayer);
@@ -332,33 +404,16 @@ fn verify_line(
         pace.step(&replayer, replayed.applied.events)?;
     }
     pace.tell(&replayer)?;
-    let version = live.map(|line| line.version().0);
-    let version = version.filter(|version| version.sequence == replayer.runner.applied);
-    if let Some(version) = version {
-        check.verified.live = true;
-        let (shown, replayed) = (version.view.fingerprint(), replayer.runner.fingerprint());
-        if shown != replayed {
-            let sequence = version.sequence;
-            check.differs(
-                sequence,
-                "live state",
-                shown.to_string(),
-                replayed.to_string(),
-            );
-        }
-    }
-    if let Some((sequence, reason)) = &replayer.halted {
-        let halted = life.halts.iter().any(|halt| halt.sequence == *sequence);
-        if !halted {
-            check.differs(
-                *sequence,
-                "live state",
-                "no stop".to_owned(),
-                reason.clone(),
-            );
-        }
-    }
     check.verified.stamp = replayer.stamp();
+    if check.verified.unverified.is_none() {
+        if emits {
+            check.surplus(replayer.runner.applied)?;
+        }
+        check.at_end(&mut replayer, life, of.end == u64::MAX);
+        if let Some(line) = live {
+            check.compare_live(&line.version().0, &replayer);
+        }
+    }
     report.modules.push(check.verified);
     report.differences.append(&mut check.differences);
     Ok(())

@@ -6,8 +6,11 @@
 
 mod support;
 
-use support::Machine;
+use support::{LONG_NAME, Machine};
 use truthdb_compute::*;
+use truthdb_io::sim::{SimFault, SimOp};
+use truthdb_module::NAME_BYTES_MAX;
+use truthdb_state::{EventList, StatePlace, control_list_path};
 
 /// A machine with a history over several memory starts, with a snapshot in the middle.
 fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
@@ -222,8 +225,10 @@ fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
     machine.append(&[("s1", "order", b"x")]);
     machine.settle();
     let before = machine.fingerprints("tally", "counts");
+    let left = delta_files(&machine);
+    assert!(!left.is_empty());
     // Another version computes something else. The snapshot would hide it; the checkpoint shows it.
-    machine.is_upgraded = true;
+    (machine.is_upgraded, machine.is_wrong) = (true, true);
     machine.restart();
     let status = machine.compute().module("tally").unwrap();
     assert!(status.generations[0].semantics_differ);
@@ -233,7 +238,235 @@ fn a_state_that_was_made_under_other_semantics_is_made_again_and_compared() {
         "{state:?}"
     );
     // The version of before finds what it left.
-    machine.is_upgraded = false;
+    let kept = delta_files(&machine);
+    assert!(left.iter().all(|file| kept.contains(file)));
+    (machine.is_upgraded, machine.is_wrong) = (false, false);
     machine.restart();
     assert_eq!(machine.fingerprints("tally", "counts"), before);
+    let events = machine.compute().module("tally").unwrap().generations[0].events;
+    assert!(events < 31, "{events} events were given to the guest again");
+    // One that comes to the same has no use for it.
+    machine.is_upgraded = true;
+    machine.restart();
+    assert_eq!(machine.fingerprints("tally", "counts"), before);
+    let now = delta_files(&machine);
+    assert!(!now.is_empty() && now.iter().all(|file| !left.contains(file)));
+}
+
+fn delta_files(machine: &Machine) -> Vec<String> {
+    let paths = machine.world.paths().into_iter();
+    paths.filter(|path| path.contains("/deltas/")).collect()
+}
+
+#[test]
+fn a_generation_that_is_over_and_was_recorded_wrongly_is_found() {
+    let mut machine = Machine::new(1);
+    machine.is_wrong = true;
+    machine.restart();
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    for n in 0..30_u32 {
+        machine.append(&[("s1", "order", n.to_string().as_bytes())]);
+    }
+    let reply = machine.compute().submit_snapshot(0);
+    machine.wait(&reply);
+    machine.activate(b"tally-impure", ActivationMode::Rebuild);
+    machine.append(&[("s1", "order", b"x")]);
+    machine.is_wrong = false;
+    machine.restart();
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    let of = |what: &str| {
+        let found = report.differences.iter().filter(|d| d.what == what);
+        found.map(|d| d.generation).collect::<Vec<_>>()
+    };
+    // One for each batch, and one that only accounts for what has no effect.
+    assert_eq!(of("delta"), [1; 31]);
+    assert_eq!(of("snapshot"), [1]);
+    assert_eq!(of("state-checkpoint"), [1]);
+    assert_eq!(report.differences.len(), 33);
+    let live: Vec<bool> = report.modules.iter().map(|m| m.live).collect();
+    assert_eq!(live, [false, true]);
+}
+
+#[test]
+fn a_module_with_the_longest_name_has_deltas_too() {
+    assert_eq!(LONG_NAME.len(), NAME_BYTES_MAX);
+    let mut machine = Machine::new(1);
+    machine.activate(b"long", ActivationMode::Rebuild);
+    for n in 0..30_u32 {
+        machine.append(&[("s1", "order", n.to_string().as_bytes())]);
+    }
+    machine.settle();
+    assert!(!delta_files(&machine).is_empty());
+    let before = machine.fingerprints(LONG_NAME, "counts");
+    machine.restart();
+    assert_eq!(machine.fingerprints(LONG_NAME, "counts"), before);
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, []);
+    assert!(report.modules[0].deltas >= 30);
+}
+
+/// A machine whose first segment is sealed and has all control events but one, and its list of them.
+fn listed() -> (Machine, String) {
+    let mut machine = Machine::new(1);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    let reply = machine.compute().submit_snapshot(0);
+    machine.wait(&reply);
+    fill(&mut machine, b"x");
+    machine.activate(b"tally-twice", ActivationMode::Continue);
+    machine.append(&[("s1", "order", b"last")]);
+    machine.settle();
+    let path = control_list_path(&place(&machine));
+    assert!(machine.world.paths().contains(&path), "no list was written");
+    (machine, path)
+}
+
+/// Fills a segment and lets it be sealed.
+fn fill(machine: &mut Machine, with: &[u8]) {
+    let payload = with.repeat(900 << 10);
+    for _ in 0..20 {
+        machine.append(&[("s1", "other", &payload)]);
+    }
+    machine.settle();
+    assert!(machine.engine().last_sealed(0).is_some());
+}
+
+fn place(machine: &Machine) -> StatePlace {
+    StatePlace {
+        database_id: machine.engine().database_id(),
+        partition: 0,
+    }
+}
+
+/// Opens it with this file as its list; the file that is there then.
+fn open_with(machine: &mut Machine, path: &str, list: Option<&[u8]>) -> Vec<u8> {
+    machine.kill();
+    match list {
+        Some(bytes) => machine.world.write_file(path, bytes).unwrap(),
+        None => machine.world.remove_file(path).unwrap(),
+    }
+    machine.open();
+    machine.world.read_file(path).unwrap()
+}
+
+#[test]
+fn a_list_of_control_events_that_cannot_be_used_is_made_again() {
+    let (mut machine, path) = listed();
+    let before = machine.fingerprints("tally", "counts");
+    let good = machine.world.read_file(&path).unwrap();
+    let list = EventList::decode(&good, &place(&machine)).unwrap();
+    assert_eq!(list.history.segment, 1);
+    // Published, activated, and the mark with its checkpoint.
+    assert_eq!(list.events.len(), 4);
+    let mut damaged = good.clone();
+    damaged[300] ^= 1;
+    let mut foreign = list.clone();
+    foreign.history.chain[0] ^= 1;
+    let mut elsewhere = place(&machine);
+    elsewhere.database_id[0] ^= 1;
+    // What decides about modules is compared with the log, one by one.
+    let mut forged = list.clone();
+    let (first, second) = (forged.events[0].1.clone(), forged.events[1].1.clone());
+    forged.events[0].1 = second;
+    forged.events[1].1 = first;
+    for bytes in [
+        None,
+        Some(damaged),
+        Some(good[..good.len().min(100)].to_vec()),
+        Some(Vec::new()),
+        Some(foreign.encode(&place(&machine))),
+        Some(list.encode(&elsewhere)),
+        Some(forged.encode(&place(&machine))),
+        Some(good.clone()),
+    ] {
+        let now = open_with(&mut machine, &path, bytes.as_deref());
+        assert_eq!(now, good);
+        assert_eq!(machine.fingerprints("tally", "counts"), before);
+    }
+}
+
+#[test]
+fn a_list_that_lacks_an_event_is_found_by_a_verification() {
+    let (mut machine, path) = listed();
+    let good = machine.world.read_file(&path).unwrap();
+    let mut list = EventList::decode(&good, &place(&machine)).unwrap();
+    let differences = |machine: &Machine| {
+        let report = machine
+            .compute()
+            .verify(&VerifyRequest::default(), &mut NoSink)
+            .unwrap();
+        let differences = report.differences.into_iter();
+        differences
+            .map(|d| (d.what, d.sequence))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(differences(&machine), []);
+    let (sequence, _) = list.events.pop().unwrap();
+    let lacking = list.encode(&place(&machine));
+    assert_eq!(open_with(&mut machine, &path, Some(&lacking)), lacking);
+    assert_eq!(
+        differences(&machine),
+        [("control list".to_owned(), sequence)]
+    );
+    machine.kill();
+    machine.world.remove_file(&path).unwrap();
+    machine.open();
+    assert_eq!(differences(&machine), []);
+}
+
+#[test]
+fn a_list_of_a_history_that_was_another_is_not_used() {
+    let mut machine = Machine::new(1);
+    machine.append(&[("s1", "order", b"first")]);
+    machine.kill();
+    let image = machine.world.image();
+    machine.open();
+    machine.activate(b"tally-twice", ActivationMode::Rebuild);
+    fill(&mut machine, b"x");
+    let path = control_list_path(&place(&machine));
+    let other = machine.world.read_file(&path).unwrap();
+    machine.kill();
+    machine.world.restore(&image);
+    machine.open();
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    fill(&mut machine, b"y");
+    let mine = machine.world.read_file(&path).unwrap();
+    assert_ne!(mine, other);
+    assert_eq!(open_with(&mut machine, &path, Some(&other)), mine);
+    assert_eq!(machine.count("tally", "order"), 1);
+}
+
+#[test]
+fn a_power_cut_while_the_list_is_written_makes_no_difference() {
+    let (mut machine, path) = listed();
+    let before = machine.fingerprints("tally", "counts");
+    let good = machine.world.read_file(&path).unwrap();
+    machine.kill();
+    machine.world.remove_file(&path).unwrap();
+    let image = machine.world.image();
+    let mut cuts = 0;
+    for op in [
+        SimOp::Create,
+        SimOp::Write,
+        SimOp::Sync,
+        SimOp::Rename,
+        SimOp::SyncDir,
+    ] {
+        for passes in 0..6 {
+            machine.world.restore(&image);
+            machine.world.fail_nth(Some(op), passes, SimFault::Crash);
+            cuts += u32::from(machine.try_open().is_none());
+            machine.world.clear_planned();
+            machine.crash();
+            machine.open();
+            assert_eq!(machine.world.read_file(&path).unwrap(), good);
+            assert_eq!(machine.fingerprints("tally", "counts"), before);
+        }
+    }
+    assert!(cuts > 10, "{cuts}");
 }

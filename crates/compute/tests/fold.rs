@@ -176,6 +176,53 @@ fn an_upgrade_by_rebuild_takes_over_when_it_has_caught_up() {
     );
 }
 
+/// What is verified of a module: generation, derived events, whether it is live.
+fn verified(machine: &Machine, module: &str) -> Vec<(u32, u64, bool)> {
+    let report = machine
+        .compute()
+        .verify(&VerifyRequest::default(), &mut NoSink)
+        .unwrap();
+    assert_eq!(report.differences, []);
+    let of = report.modules.iter().filter(|m| m.stamp.module == module);
+    of.map(|m| {
+        assert_eq!(m.unverified, None);
+        (m.stamp.generation, m.derived, m.live)
+    })
+    .collect()
+}
+
+#[test]
+fn generations_that_are_over_are_verified_up_to_their_end() {
+    let mut machine = Machine::new(1);
+    order(&mut machine, 20);
+    machine.activate(b"echo", ActivationMode::Rebuild);
+    machine.activate(b"tally-boom", ActivationMode::Rebuild);
+    order(&mut machine, 10);
+    machine.append(&[("s0", "order", b"boom")]);
+    order(&mut machine, 5);
+    machine.activate(b"echo-again", ActivationMode::Rebuild);
+    machine.activate(b"tally", ActivationMode::Rebuild);
+    order(&mut machine, 7);
+    let now = [(1, 36, false), (2, 7, true)];
+    assert_eq!(verified(&machine, "echo"), now);
+    assert_eq!(verified(&machine, "tally"), [(1, 0, false), (2, 0, true)]);
+    machine.restart();
+    assert_eq!(verified(&machine, "echo"), now);
+    for module in ["echo", "tally"] {
+        let reply = machine.compute().submit_remove(module);
+        machine.wait(&reply);
+    }
+    order(&mut machine, 3);
+    assert_eq!(verified(&machine, "echo"), [(1, 36, false), (2, 7, false)]);
+    machine.restart();
+    assert_eq!(verified(&machine, "tally"), [(1, 0, false), (2, 0, false)]);
+    machine.kill();
+    machine.config.compute = false;
+    machine.config.query = false;
+    machine.open();
+    assert_eq!(verified(&machine, "echo"), [(1, 36, false), (2, 7, false)]);
+}
+
 #[test]
 fn an_upgrade_by_continue_goes_on_with_the_tables() {
     let mut machine = Machine::new(1);

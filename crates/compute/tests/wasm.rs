@@ -110,6 +110,22 @@ fn components_fold_validate_and_verify() {
     };
     let answer = rows(&compute, At::Now, Some(token));
     assert_eq!(answer.rows.len(), 1);
+    activate(&compute, Guest::Richest);
+    let ask = |compute: &Compute, at: At| {
+        let request = QueryRequest {
+            operator: "richest".to_owned(),
+            arguments: b"1".to_vec(),
+            partition: None,
+            options: ReadOptions {
+                at,
+                ..ReadOptions::default()
+            },
+        };
+        compute.query(&request).unwrap()
+    };
+    let asked = ask(&compute, At::Token(answer.token()));
+    assert!(asked.fuel > 0);
+    assert_eq!(ask(&compute, At::Token(answer.token())), asked);
     let report = compute
         .verify(&VerifyRequest::default(), &mut NoSink)
         .unwrap();
@@ -118,6 +134,7 @@ fn components_fold_validate_and_verify() {
     engine.shutdown();
     let (engine, compute) = open(dir.path());
     assert_eq!(rows(&compute, At::Token(answer.token()), None), answer);
+    assert_eq!(ask(&compute, At::Token(answer.token())), asked);
     compute.shutdown();
     engine.shutdown();
 }

@@ -19,7 +19,7 @@ use crate::request::{
     Appended, Cursor, Direction, Filter, ReadFrom, ReadPage, ReadRequest, RevisionFrom, StreamHead,
     StreamPage, StreamReadRequest,
 };
-use crate::shared::{MaintenanceSignal, PartitionShared, SegmentBody, is_sealed};
+use crate::shared::{MaintenanceSignal, PartitionShared, Segment, SegmentBody, is_sealed};
 use crate::status::{EngineStatus, PartitionState, PartitionStatus, add};
 use crate::trim::{self, TrimPlan, TrimTo, plan_trim};
 use crate::writer::PartitionWriter;
@@ -92,6 +92,28 @@ impl Stepper {
     pub fn step_maintenance(&mut self) -> bool {
         self.maintenance.step()
     }
+}
+
+/// The end of a sealed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SealedEnd {
+    /// Number of the segment.
+    pub segment: u32,
+    /// Its last sequence.
+    pub last_sequence: u64,
+    /// Its chain hash, which covers all of the partition's history up to it.
+    pub chain: [u8; 32],
+}
+
+fn sealed_end(segment: &Segment) -> Option<SealedEnd> {
+    let SegmentBody::Sealed(sealed) = segment.body() else {
+        return None;
+    };
+    Some(SealedEnd {
+        segment: segment.number,
+        last_sequence: sealed.footer.last_sequence,
+        chain: sealed.footer.chain,
+    })
 }
 
 impl Engine {
@@ -391,6 +413,19 @@ impl Engine {
     pub fn first_sequence(&self, partition: u32) -> u64 {
         self.opened(partition)
             .map_or(1, |shared| shared.view().first_sequence)
+    }
+
+    /// The newest sealed segment of a partition; all before it are sealed too.
+    pub fn last_sealed(&self, partition: u32) -> Option<SealedEnd> {
+        let view = self.opened(partition).ok()?.view();
+        view.segments.iter().rev().find_map(|s| sealed_end(s))
+    }
+
+    /// A sealed segment of a partition; none if it was trimmed, or is not sealed.
+    pub fn sealed_segment(&self, partition: u32, segment: u32) -> Option<SealedEnd> {
+        let view = self.opened(partition).ok()?.view();
+        let found = view.segments.binary_search_by_key(&segment, |s| s.number);
+        sealed_end(&view.segments[found.ok()?])
     }
 
     /// Has a function called with the last committed sequence after each group commit, on the

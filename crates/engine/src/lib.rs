@@ -56,7 +56,7 @@ pub use append::{
 };
 pub use backup::{BackupError, BackupHeads, BackupPartition, BackupSegment, BackupSession};
 pub use config::{Durability, EngineConfig, Retention};
-pub use engine::{Engine, ShutdownReport, Stepper};
+pub use engine::{Engine, SealedEnd, ShutdownReport, Stepper};
 pub use error::{AppendError, ReadError, TrimError};
 pub use gate::{AppendGate, GateBatch, GateVerdict};
 pub use open::{OpenError, OpenReport, PartitionReport, RecoveredTail};

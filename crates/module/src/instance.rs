@@ -132,6 +132,7 @@ pub struct Instance {
     calls: Calls,
     seed: [u8; 32],
     logs: Vec<crate::LogLine>,
+    fuel_used: u64,
 }
 
 impl std::fmt::Debug for Instance {
@@ -172,6 +173,7 @@ impl Instance {
             calls,
             seed: context.seed,
             logs: Vec::new(),
+            fuel_used: 0,
         })
     }
 
@@ -184,6 +186,11 @@ impl Instance {
     /// successful call are in its result.
     pub fn take_logs(&mut self) -> Vec<LogLine> {
         std::mem::take(&mut self.logs)
+    }
+
+    /// Fuel that all its calls used, but for one that was stopped. Equal on every machine.
+    pub fn fuel_used(&self) -> u64 {
+        self.fuel_used
     }
 
     /// Folds one committed batch into `state`. On an error the caller rolls `state` back.
@@ -346,8 +353,11 @@ impl Instance {
         let ctx = store.data_mut();
         ctx.flush_wasi();
         let state = std::mem::take(&mut ctx.state);
-        match result {
-            Ok(_) => self.store = Some(store),
+        match &result {
+            Ok((_, used)) => {
+                self.fuel_used = self.fuel_used.saturating_add(*used);
+                self.store = Some(store);
+            }
             Err(_) => self.logs = std::mem::take(&mut ctx.logs),
         }
         (state, result)

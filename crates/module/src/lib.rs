@@ -12,8 +12,8 @@
 //!    time of the events, random numbers come from a seed that the caller derives from the log.
 //! 3. **Growth that fails is a fault, never an answer**, so that no guest can branch on the memory
 //!    of the machine.
-//! 4. **Fuel bounds the fold, epochs bound queries**, and never both in one engine: fuel is a
-//!    function of the code, an epoch is not.
+//! 4. **Fuel bounds every call, epochs bound queries too**, in an engine of their own: fuel is a
+//!    function of the code, an epoch is not, and must not stop a fold.
 //! 5. **Every refusal and every fault has a type**, and names the import, the limit or the call.
 //! 6. The only `unsafe` is the loading of artefacts that this crate compiled itself and finds
 //!    unchanged by a keyed checksum.

@@ -375,7 +375,9 @@ fn a_query_runs_step_by_step_and_merges() {
         parts.push(part);
     }
     assert_eq!(steps, 4);
+    let in_steps = instance.fuel_used();
     let page = instance.merge(b"3", parts).unwrap();
+    assert!(in_steps > 0 && instance.fuel_used() > in_steps);
     let names: Vec<_> = page
         .rows()
         .map(|(key, _)| String::from_utf8_lossy(key).into_owned())

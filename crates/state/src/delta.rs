@@ -23,7 +23,7 @@ use crate::delta_record::{
     DELTA_FILE_HEADER_BYTES, DELTA_RECORD_HEADER_BYTES, DeltaAt, DeltaFileHeader, DeltaPlace,
     DeltaRecord, DeltaRecordHeader,
 };
-use crate::layout::{StateFormatError, is_zero};
+use crate::layout::{StateFormatError, StatePlace, is_zero};
 use crate::limits::{to_u64, to_usize};
 
 /// Bytes after which a file is followed by the next one, by default.
@@ -112,6 +112,37 @@ impl DeltaLog {
         }
     }
 
+    /// All logs of a partition, whoever made them.
+    ///
+    /// # Errors
+    /// [`DeltaError::Io`] if the directory cannot be listed.
+    pub fn all_of(
+        storage: &Arc<dyn Storage>,
+        place: StatePlace,
+    ) -> Result<Vec<DeltaLog>, DeltaError> {
+        let directory = format!("{}/deltas", place.directory());
+        let entries = match storage.list(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            result => result.map_err(io_error(&directory, "listing"))?,
+        };
+        let log_of = |name: &str| {
+            let (module, generation) = name.rsplit_once('-')?;
+            let place = DeltaPlace {
+                place,
+                module: module.to_owned(),
+                generation: generation.parse().ok()?,
+            };
+            let log = DeltaLog::new(Arc::clone(storage), place);
+            log.directory.ends_with(&format!("/{name}")).then_some(log)
+        };
+        Ok(entries.iter().filter_map(|e| log_of(&e.name)).collect())
+    }
+
+    /// Which log it is.
+    pub fn place(&self) -> &DeltaPlace {
+        &self.place
+    }
+
     /// Its files in the order of their first sequences; none if there is no directory.
     ///
     /// # Errors
@@ -174,9 +205,18 @@ impl DeltaLog {
     /// # Errors
     /// [`DeltaError::Io`]; some files may be gone.
     pub fn remove_all(&self) -> Result<usize, DeltaError> {
+        self.remove_newest(usize::MAX)
+    }
+
+    /// Removes at most so many files, newest first, and gives their number.
+    ///
+    /// # Errors
+    /// [`DeltaError::Io`]; some files may be gone.
+    pub fn remove_newest(&self, files_max: usize) -> Result<usize, DeltaError> {
         let files = self.files()?;
-        files.iter().rev().try_for_each(|file| self.remove(file))?;
-        Ok(files.len())
+        let newest = files.iter().rev().take(files_max);
+        newest.clone().try_for_each(|file| self.remove(file))?;
+        Ok(newest.len())
     }
 
     fn remove(&self, file: &DeltaFile) -> Result<(), DeltaError> {

@@ -186,6 +186,72 @@ pub(crate) fn show(bytes: &[u8], chars_max: usize) -> String {
     format!("{cut}…")
 }
 
+/// Two values for people, side by side: both as text if both are, else both as hexadecimal. Of long ones
+/// only so many characters about the first difference; what is left out is said in bytes.
+pub(crate) fn show_pair(left: &[u8], right: &[u8], chars_max: usize) -> (String, String) {
+    let (left, right) = match (as_text(left), as_text(right)) {
+        (Some(one), Some(other)) if one != other => (Shown::text(one), Shown::text(other)),
+        _ => (Shown::digits(left), Shown::digits(right)),
+    };
+    let alike = left.text.chars().zip(right.text.chars());
+    let alike = alike.take_while(|(one, other)| one == other).count();
+    (left.about(alike, chars_max), right.about(alike, chars_max))
+}
+
+/// A value for people, cut after so many characters; what is left out is said in bytes.
+pub(crate) fn show_counted(bytes: &[u8], chars_max: usize) -> String {
+    let shown = as_text(bytes).map_or_else(|| Shown::digits(bytes), Shown::text);
+    shown.about(0, chars_max)
+}
+
+/// A value as text, or as hexadecimal digits.
+struct Shown {
+    text: String,
+    form: &'static str,
+    /// Bytes of `text` for each byte of the value.
+    width: usize,
+}
+
+impl Shown {
+    fn text(text: String) -> Shown {
+        let (form, width) = ("", 1);
+        Shown { text, form, width }
+    }
+
+    fn digits(bytes: &[u8]) -> Shown {
+        let text = bytes.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        let (form, width) = ("hex:", 2);
+        Shown { text, form, width }
+    }
+
+    /// So many characters, a quarter of them before `focus`, if there are that many.
+    fn about(&self, focus: usize, chars_max: usize) -> String {
+        let latest = self.text.chars().count().saturating_sub(chars_max);
+        let start = focus.saturating_sub(chars_max / 4).min(latest);
+        let start = start - start % self.width;
+        let place = |n: usize| {
+            let found = self.text.char_indices().nth(n);
+            found.map_or(self.text.len(), |(at, _)| at)
+        };
+        let (from, to) = (place(start), place(start.saturating_add(chars_max)));
+        let (before, after) = (from / self.width, (self.text.len() - to) / self.width);
+        let mut shown = String::new();
+        if before > 0 {
+            let _ = write!(shown, "({before} bytes) …");
+        }
+        shown.push_str(self.form);
+        shown.push_str(&self.text[from..to]);
+        if after > 0 {
+            let _ = write!(shown, "… ({after} bytes)");
+        }
+        shown
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +284,35 @@ mod tests {
             let error = key([part]).unwrap_err();
             assert!(error.contains(reason), "{error}");
         }
+    }
+
+    #[test]
+    fn two_values_are_shown_where_they_differ_and_what_is_cut_is_counted() {
+        let pair = |left: &[u8], right: &[u8]| show_pair(left, right, 8);
+        assert_eq!(pair(b"abc", b"abd"), ("abc".to_owned(), "abd".to_owned()));
+        let (left, right) = pair(b"0123456789abcdefghij", b"0123456789abXdefghij");
+        assert_eq!(left, "(10 bytes) …abcdefgh… (2 bytes)");
+        assert_eq!(right, "(10 bytes) …abXdefgh… (2 bytes)");
+        let (left, right) = pair(b"0123456789ab", b"0123");
+        assert_eq!(
+            (&left[..], &right[..]),
+            ("(2 bytes) …23456789… (2 bytes)", "0123")
+        );
+        assert_eq!(pair(b"a", &[1]), ("hex:61".to_owned(), "hex:01".to_owned()));
+        let mut bytes = [7; 20];
+        let zeros = bytes;
+        bytes[18] = 0xff;
+        let (left, right) = pair(&bytes, &zeros);
+        assert_eq!(left, "(16 bytes) …hex:0707ff07");
+        assert_eq!(right, "(16 bytes) …hex:07070707");
+        // The same text in two encodings.
+        let (left, right) = pair(b"a\0\0", b"a");
+        assert_eq!((&left[..], &right[..]), ("hex:610000", "hex:61"));
+        assert_eq!(
+            show_counted("äöü-äöü-äöü".as_bytes(), 8),
+            "äöü-äöü-… (6 bytes)"
+        );
+        assert_eq!(show_counted(b"12345678", 8), "12345678");
     }
 
     #[test]

@@ -112,6 +112,13 @@ fn a_module_lives_and_is_asked_and_its_state_is_replayed_without_the_server() {
         .ok()
         .json();
     assert_eq!(top["rows"][0]["key_text"], "account-1");
+    let shown = cli_patient(&server, &["query", "run", "richest", "3"]).ok();
+    let fuel = format!("fuel: {}", top["fuel"]);
+    assert!(
+        top["fuel"].as_u64() > Some(0) && shown.stdout.contains(&fuel),
+        "{}",
+        shown.stdout
+    );
     let told = cli_patient(&server, &["query", "run", "richest", "many"]).fails(10);
     assert!(told.contains("MODULE_FAILED"), "{told}");
     cli_patient(&server, &["query", "get", "balance", "accounts", "u8:300"]).fails(2);

@@ -97,6 +97,7 @@ async fn a_module_is_published_activated_asked_and_removed_over_both_faces() {
     assert_eq!(&answer.rows[0].key[..], b"account-1");
     let http = post(&server, "/v1/query/richest", "{\"arguments_text\": \"1\"}").json();
     assert_eq!(http["rows"][0]["key_text"], "account-1", "{http}");
+    assert!(answer.fuel > 0 && http["fuel"] == answer.fuel, "{http}");
     let wrong = v1::StateQueryRequest {
         arguments: b"many".to_vec().into(),
         ..ask

@@ -39,8 +39,10 @@ pub struct Machine {
     pub partitions: u32,
     pub config: ComputeConfig,
     pub live: Option<Live>,
-    /// The program is another version, in which modules compute something else, and says so.
+    /// The program is another version, and says so.
     pub is_upgraded: bool,
+    /// `tally` computes something else.
+    pub is_wrong: bool,
     next: u64,
     boots: u64,
     inbox: Arc<Inbox>,
@@ -72,6 +74,7 @@ impl Machine {
             },
             live: None,
             is_upgraded: false,
+            is_wrong: false,
             next: 0,
             boots: 0,
             inbox: Arc::default(),
@@ -81,17 +84,33 @@ impl Machine {
     }
 
     pub fn open(&mut self) {
+        self.try_open().expect("the power did not fail");
+    }
+
+    /// `None`: the power failed meanwhile.
+    pub fn try_open(&mut self) -> Option<()> {
         self.boots = self.world.boots();
         let world = self.world.world();
         let config = EngineConfig {
             tail_cache_bytes: 1 << 20,
             ..EngineConfig::default()
         };
-        let (engine, stepper) = Engine::open_stepped(world.clone(), config).unwrap();
-        let runtime: Arc<dyn Runtime> = if self.is_upgraded {
-            Arc::new(Upgraded(runtime_of(Quirk::Twice)))
+        let (engine, stepper) = match Engine::open_stepped(world.clone(), config) {
+            Ok(opened) => opened,
+            Err(error) => {
+                assert!(!self.is_up(), "{error}");
+                return None;
+            }
+        };
+        let plain = if self.is_wrong {
+            Quirk::Twice
         } else {
-            Arc::new(runtime())
+            Quirk::None
+        };
+        let runtime: Arc<dyn Runtime> = if self.is_upgraded {
+            Arc::new(Upgraded(runtime_of(plain)))
+        } else {
+            Arc::new(runtime_of(plain))
         };
         let (compute, folds) =
             Compute::open_stepped(&engine, &world, runtime, self.config.clone()).unwrap();
@@ -102,6 +121,7 @@ impl Machine {
             folds,
         });
         self.settle();
+        self.is_up().then_some(())
     }
 
     /// The process ends at once; what the kernel has stays.
@@ -583,6 +603,9 @@ impl Guest for SumGuest {
     }
 }
 
+/// As long as a module's name may be.
+pub const LONG_NAME: &str = "a-name-of-sixty-four-bytes-which-is-as-many-as-a-module-may-have";
+
 /// Bytes of `tally-twice` that need several chunks.
 pub fn big() -> Vec<u8> {
     vec![b'x'; 2 * CODE_CHUNK_BYTES + 17]
@@ -619,6 +642,10 @@ fn runtime_of(plain: Quirk) -> NativeRuntime {
         name: "tally",
         quirk,
     };
+    let echo = || Tally {
+        name: "echo",
+        quirk: Quirk::Emits,
+    };
     NativeRuntime::default()
         .with(b"tally", tally(plain))
         .with(b"tally-twice", tally(Quirk::Twice))
@@ -626,12 +653,14 @@ fn runtime_of(plain: Quirk) -> NativeRuntime {
         .with(b"tally-impure", tally(Quirk::Impure))
         .with(b"tally-boom", tally(Quirk::Boom))
         .with(
-            b"echo",
+            b"long",
             Tally {
-                name: "echo",
-                quirk: Quirk::Emits,
+                name: LONG_NAME,
+                quirk: Quirk::None,
             },
         )
+        .with(b"echo", echo())
+        .with(b"echo-again", echo())
         .with(b"guard", Guard)
         .with(b"cap", Cap)
         .with(b"sum", Sum)

@@ -353,5 +353,6 @@ async fn run_operator(
     }
     out.table(&table)?;
     tell_moment(&mut out, &answer.stamps, answer.token.as_ref())?;
+    out.line(&format!("fuel: {}", answer.fuel))?;
     out.flush()
 }

@@ -29,8 +29,8 @@ use crate::server::compute::{self, compute_failure};
 use crate::server::{open_failure, open_world, state};
 use crate::{key_text, state_json};
 
-/// Characters of a key or value in a table for people.
-const SHOWN_CHARS: usize = 40;
+/// Characters of a key or value that are shown to people, unless they ask for all.
+const SHOWN_CHARS: usize = 160;
 
 /// Make state again from the log alone: to look at it, to verify it, to compare code.
 #[derive(Debug, clap::Args)]
@@ -87,6 +87,10 @@ pub(crate) struct Args {
     /// With --compare: show at most so many differing rows of each partition; all are counted.
     #[arg(long, value_name = "ROWS", default_value_t = 20)]
     rows_max: usize,
+    /// With --compare: show long values whole, not only where they first differ. With --json they always
+    /// are.
+    #[arg(long, requires = "compare")]
+    whole: bool,
     /// Where to ask, for --verify without --data.
     #[command(flatten)]
     grpc: GrpcArgs,
@@ -179,7 +183,8 @@ impl Opened {
             let mut sink = Sink::new(json, None);
             let outcome = self.compute.compare(&request, &mut sink);
             sink.bar.finish_and_clear();
-            return tell_comparisons(&outcome.map_err(compute_failure)?, json);
+            let shown = if args.whole { usize::MAX } else { SHOWN_CHARS };
+            return tell_comparisons(&outcome.map_err(compute_failure)?, json, shown);
         }
         let request = ReplayRequest {
             module,
@@ -428,13 +433,13 @@ fn tell_states(states: &[ReplayedState], json: bool, taken: bool) -> Result<(), 
     }
 }
 
-fn tell_comparisons(comparisons: &[Comparison], json: bool) -> Result<(), Failure> {
+fn tell_comparisons(comparisons: &[Comparison], json: bool, shown: usize) -> Result<(), Failure> {
     let mut out = Output::new();
     for one in comparisons {
         if json {
             out.json(&comparison_json(one))?;
         } else {
-            tell_comparison(&mut out, one)?;
+            tell_comparison(&mut out, one, shown)?;
         }
     }
     out.flush()
@@ -471,7 +476,7 @@ fn comparison_json(one: &Comparison) -> Value {
     })
 }
 
-fn tell_comparison(out: &mut Output, one: &Comparison) -> Result<(), Failure> {
+fn tell_comparison(out: &mut Output, one: &Comparison, shown: usize) -> Result<(), Failure> {
     let partition = one.partition;
     if one.differing == 0 {
         out.line(&format!(
@@ -490,23 +495,24 @@ fn tell_comparison(out: &mut Output, one: &Comparison) -> Result<(), Failure> {
              truthdb read --partition {partition} --from-sequence {first} --until-sequence {last}"
         ))?;
     }
-    if one.rows.is_empty() {
-        return Ok(());
-    }
-    let side = |value: &Option<Vec<u8>>| match value {
-        Some(value) => key_text::show(value, SHOWN_CHARS),
-        None => "(no row)".to_owned(),
-    };
-    let mut table = output::table(&["table", "key", "left", "right"], &[]);
     for row in &one.rows {
-        table.add_row(vec![
-            row.table.clone(),
-            key_text::show(&row.key, SHOWN_CHARS),
-            side(&row.left),
-            side(&row.right),
-        ]);
+        let nothing = || "(no row)".to_owned();
+        let (left, right) = match (&row.left, &row.right) {
+            (Some(left), Some(right)) => key_text::show_pair(left, right, shown),
+            (Some(left), None) => (key_text::show_counted(left, shown), nothing()),
+            (None, Some(right)) => (nothing(), key_text::show_counted(right, shown)),
+            (None, None) => continue,
+        };
+        let key = key_text::show_counted(&row.key, shown);
+        out.line(&format!("  {} {key}", row.table))?;
+        out.line(&format!("    left:  {left}"))?;
+        out.line(&format!("    right: {right}"))?;
     }
-    out.table(&table)
+    let told = u64::try_from(one.rows.len()).unwrap_or(u64::MAX);
+    match one.differing.saturating_sub(told) {
+        0 => Ok(()),
+        more => out.line(&format!("  {more} more rows differ: --rows-max shows more")),
+    }
 }
 
 /// What a verification of state says.
@@ -565,6 +571,9 @@ impl Verdict {
                 value["deltas"] = one.deltas.into();
                 value["derived"] = one.derived.into();
                 value["live"] = one.live.into();
+                if !one.unverified.is_empty() {
+                    value["unverified"] = one.unverified.clone().into();
+                }
                 value
             })
             .collect();
@@ -621,6 +630,13 @@ impl Verdict {
         }
         out.table(&table)?;
         for one in &self.differences {
+            if one.module.is_empty() {
+                out.line(&format!(
+                    "{} of partition {} at event {}: recorded {}, the log has {}",
+                    one.what, one.partition, one.sequence, one.recorded, one.replayed
+                ))?;
+                continue;
+            }
             out.line(&format!(
                 "{} of {} generation {} in partition {} at event {}: recorded {}, the log gives {}",
                 one.what,
@@ -632,8 +648,19 @@ impl Verdict {
                 one.replayed
             ))?;
         }
-        if self.differences.is_empty() {
-            out.line("True: everything recorded follows from the log.")?;
+        let mut is_whole = true;
+        for one in summary.modules.iter().filter(|m| !m.unverified.is_empty()) {
+            let stamp = one.stamp.clone().unwrap_or_default();
+            is_whole = false;
+            out.line(&format!(
+                "{} generation {} in partition {} cannot be verified: {}",
+                stamp.module, stamp.generation, stamp.partition, one.unverified
+            ))?;
+        }
+        match (self.differences.is_empty(), is_whole) {
+            (true, true) => out.line("True: everything recorded follows from the log.")?,
+            (true, false) => out.line("What can be verified is true: it follows from the log.")?,
+            (false, _) => {}
         }
         Ok(())
     }

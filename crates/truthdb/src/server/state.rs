@@ -238,6 +238,7 @@ pub(crate) fn verify_messages(report: &VerifyReport) -> Vec<v1::StateVerifyRespo
         deltas: one.deltas,
         derived: one.derived,
         live: one.live,
+        unverified: one.unverified.clone().unwrap_or_default(),
     });
     let summary = v1::StateVerifySummary {
         modules: modules.collect(),

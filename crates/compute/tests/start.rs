@@ -1,0 +1,199 @@
+//! What a start opens: the list of control events stands for the indexes of the segments.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on ends, wherever it is"
+)]
+
+mod support;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use truthdb_compute::*;
+use truthdb_engine::{EncodedEvents, Engine, EngineConfig};
+use truthdb_event::{EventBuilder, EventId};
+use truthdb_io::{Backend, DirEntry, File, FileStorage, IoQueue, OpenMode, Space, Storage, World};
+use truthdb_log::{CreateOptions, create_database};
+use truthdb_module::{Limits, WasiProfile};
+
+/// A file system that remembers what was opened.
+struct Watched {
+    inner: FileStorage,
+    opened: Mutex<Vec<String>>,
+}
+
+impl Storage for Watched {
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        self.opened.lock().push(path.to_owned());
+        self.inner.open(path, mode)
+    }
+    fn list(&self, path: &str) -> io::Result<Vec<DirEntry>> {
+        self.inner.list(path)
+    }
+    fn durable_create_dir(&self, path: &str) -> io::Result<()> {
+        self.inner.durable_create_dir(path)
+    }
+    fn durable_rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.inner.durable_rename(from, to)
+    }
+    fn durable_remove(&self, path: &str) -> io::Result<()> {
+        self.inner.durable_remove(path)
+    }
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        self.inner.sync_dir(path)
+    }
+    fn queue(&self, depth: usize) -> io::Result<Box<dyn IoQueue>> {
+        self.inner.queue(depth)
+    }
+    fn lock(&self, path: &str, holder: &str) -> io::Result<Box<dyn Send + Sync>> {
+        self.inner.lock(path, holder)
+    }
+    fn space(&self) -> io::Result<Space> {
+        self.inner.space()
+    }
+    fn backend(&self) -> &'static str {
+        self.inner.backend()
+    }
+}
+
+struct Opened {
+    engine: Engine,
+    compute: Compute,
+    storage: Arc<Watched>,
+}
+
+impl Opened {
+    fn new(dir: &Path) -> Opened {
+        let storage = Arc::new(Watched {
+            inner: FileStorage::open(dir, Backend::Blocking).unwrap(),
+            opened: Mutex::default(),
+        });
+        let world = World::system(Arc::clone(&storage) as Arc<dyn Storage>);
+        let engine = Engine::open(world.clone(), EngineConfig::default()).unwrap();
+        let config = ComputeConfig {
+            checkpoint_every_events: 1,
+            ..ComputeConfig::default()
+        };
+        let runtime = Arc::new(support::runtime());
+        let compute = Compute::open(&engine, &world, runtime, config).unwrap();
+        Opened {
+            engine,
+            compute,
+            storage,
+        }
+    }
+
+    fn append(&self, n: u64, event_type: &str, payload: &[u8]) -> Token {
+        let mut id = [3; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        let mut bytes = Vec::new();
+        EventBuilder::new("s1", event_type)
+            .id(EventId::from_bytes(id))
+            .payload(payload)
+            .encode_into(&mut bytes)
+            .unwrap();
+        let input = EncodedEvents {
+            bytes: Bytes::from(bytes),
+            ..EncodedEvents::default()
+        };
+        loop {
+            let batch = self.engine.prepare(None, input.clone()).unwrap();
+            match self.engine.append_blocking(batch) {
+                Err(error) if error.is_retryable() => std::thread::yield_now(),
+                appended => {
+                    let appended = appended.unwrap();
+                    return Token::of(appended.partition, appended.last_sequence);
+                }
+            }
+        }
+    }
+
+    fn count(&self, token: &Token) -> Vec<u8> {
+        let request = GetRequest {
+            module: "tally".to_owned(),
+            table: "counts".to_owned(),
+            key: b"order".to_vec(),
+            partition: None,
+            options: ReadOptions {
+                min_sequence: Some(token.clone()),
+                ..ReadOptions::default()
+            },
+        };
+        self.compute.get(&request).unwrap().rows.remove(0).value
+    }
+
+    fn stop(self) {
+        self.compute.shutdown();
+        self.engine.shutdown();
+    }
+}
+
+/// Segments whose indexes a start opens.
+fn indexes_opened(dir: &Path, token: &Token, count: &[u8]) -> Vec<String> {
+    let opened = Opened::new(dir);
+    assert_eq!(opened.count(token), count);
+    let paths = opened.storage.opened.lock().clone();
+    opened.stop();
+    let name = |path: &String| {
+        Some(
+            path.rsplit_once("segment-")?
+                .1
+                .strip_suffix(".idx")?
+                .to_owned(),
+        )
+    };
+    paths.iter().filter_map(name).collect()
+}
+
+#[test]
+fn a_start_opens_no_index_of_segments_whose_control_events_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = FileStorage::open(dir.path(), Backend::Blocking).unwrap();
+    let options = CreateOptions {
+        partition_count: 1,
+        segment_bytes: 16 << 20,
+        ..CreateOptions::default()
+    };
+    create_database(&World::system(Arc::new(storage)), &options).unwrap();
+    let opened = Opened::new(dir.path());
+    let hash = opened.compute.publish(b"tally").unwrap().hash;
+    let activate = ActivateRequest {
+        hash,
+        mode: ActivationMode::Rebuild,
+        limits: Limits::default(),
+        wasi: WasiProfile::None,
+    };
+    opened.compute.activate(&activate).unwrap();
+    let payload = vec![b'x'; 900 << 10];
+    for n in 0..90 {
+        opened.append(2 * n, "other", &payload);
+        opened.append(2 * n + 1, "order", b"y");
+    }
+    while opened
+        .engine
+        .last_sealed(0)
+        .is_none_or(|end| end.segment < 4)
+    {
+        std::thread::yield_now();
+    }
+    let token = opened.append(1000, "order", b"z");
+    let count = opened.count(&token);
+    opened.stop();
+    let listed = ["00000002", "00000003", "00000004"];
+    let indexes = indexes_opened(dir.path(), &token, &count);
+    assert!(
+        !indexes.iter().any(|name| listed.contains(&&name[..])),
+        "{indexes:?}"
+    );
+    let list = dir.path().join("partition-0000/index/control-events.bin");
+    std::fs::remove_file(&list).unwrap();
+    let indexes = indexes_opened(dir.path(), &token, &count);
+    assert!(
+        listed.iter().all(|name| indexes.iter().any(|i| i == name)),
+        "{indexes:?}"
+    );
+    assert!(list.exists(), "it is made again");
+}
