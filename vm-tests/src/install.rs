@@ -135,8 +135,8 @@ fn check_events(client: &Client, stream: &str, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// A whole life: installed by keys from the CD beside a disk with another system, serving, a power cut, reinstalled with
-/// its data by serial line.
+/// A whole life: installed by keys from the CD beside a disk with another system, serving, a power cut, reinstalled
+/// with its data by serial line.
 pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-keys")?;
     let disk = bench.disk("disk", DISK_BYTES, Bus::Virtio)?;
@@ -282,8 +282,8 @@ fn reinstall(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
 const TIME_SERVER_S: u64 = 1_988_150_400;
 
 /// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick, and a
-/// medium that stays in and comes first. The node then has the fixed address and the time server of the answers, a clock
-/// that was never set, and is installed once.
+/// medium that stays in and comes first. The node then has the fixed address and the time server of the answers, a
+/// clock that was never set, and is installed once.
 pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-unattended")?;
     let time = TimeServer::start(TIME_SERVER_S)?;

@@ -35,8 +35,8 @@ impl Chance {
     }
 }
 
-/// The power is cut again and again while answers are followed. What is left never starts by half; then the same answers
-/// are followed to the end, although nobody cleans up.
+/// The power is cut again and again while answers are followed. What is left never starts by half; then the same
+/// answers are followed to the end, although nobody cleans up.
 pub(crate) fn power_cuts(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-power-cuts")?;
     let seed = match std::env::var(SEED) {
