@@ -536,7 +536,9 @@ impl Fold {
         let line = &self.lines[index];
         let due = every > 0 && applied >= line.checkpoint.saturating_add(every);
         let marked = self.catalogue.marks.binary_search(&applied).is_ok();
-        if (due || marked) && applied > line.checkpoint && !line.is_halted() {
+        // At the end of a turn it says that nothing is owed any more: that is for `retire` to say.
+        let ends = applied >= line.until;
+        if (due || marked) && applied > line.checkpoint && !ends && !line.is_halted() {
             self.record_checkpoint(index);
         }
         if marked {

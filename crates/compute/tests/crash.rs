@@ -138,3 +138,47 @@ fn an_upgrade_that_is_cut_off_anywhere_leaves_the_old_version_or_the_new_one() {
     }
     assert!(old > 0 && new > 1, "{old} old, {new} new");
 }
+
+/// A processor is removed where a checkpoint is due, and what it derived last is not stored yet: its turn
+/// is over only when it is.
+#[test]
+fn what_was_derived_at_the_end_of_a_turn_is_owed_whatever_was_recorded_there() {
+    let mut machine = Machine::new(2);
+    machine.config.checkpoint_every_events = 1;
+    machine.restart();
+    machine.activate(b"echo", ActivationMode::Rebuild);
+    // Decided in the first partition, derived into the second.
+    let engine = machine.engine();
+    let names = (0..).map(|n| format!("s{n}"));
+    let stream = names
+        .filter(|name| engine.partition_of(name) == 0)
+        .find(|name| engine.partition_of(&format!("echo-{name}")) == 1)
+        .unwrap();
+    // The removal becomes the last event of an epoch, the order the one before.
+    let epoch = 4096;
+    let mut orders = 0;
+    while machine.engine().committed(0) < epoch - 3 {
+        let left = epoch - 3 - machine.engine().committed(0);
+        let batch: Vec<_> = (0..left.min(100))
+            .map(|_| (stream.as_str(), "order", &b"x"[..]))
+            .collect();
+        orders += batch.len() as u64;
+        machine.append(&batch);
+        machine.settle();
+    }
+    assert_eq!(machine.engine().committed(0), epoch - 3);
+    machine.queue(&[(&stream, "order", b"last")]).unwrap();
+    orders += 1;
+    machine.commit_partition(0);
+    let removal = machine.compute().submit_remove("echo");
+    for _ in 0..20 {
+        machine.step_folds();
+        machine.commit_partition(0);
+    }
+    assert!(machine.engine().committed(0) >= epoch - 1);
+    assert_eq!(events_of(&machine, "echoed"), orders - 1);
+    drop(removal);
+    machine.restart();
+    machine.settle();
+    assert_eq!(events_of(&machine, "echoed"), orders);
+}

@@ -194,13 +194,18 @@ impl Machine {
 
     /// Lets the writers commit all that is queued, while the folds rest.
     pub fn commit(&mut self) {
+        for partition in 0..self.partitions as usize {
+            self.commit_partition(partition);
+        }
+    }
+
+    /// Lets one writer commit all that is queued, while everything else rests.
+    pub fn commit_partition(&mut self, partition: usize) {
         for _ in 0..100 {
             let live = self.live.as_mut().unwrap();
-            for partition in 0..self.partitions as usize {
-                live.stepper.step_writer(partition);
-                live.stepper.wait_writer(partition, Some(1_000_000));
-                live.stepper.step_writer(partition);
-            }
+            live.stepper.step_writer(partition);
+            live.stepper.wait_writer(partition, Some(1_000_000));
+            live.stepper.step_writer(partition);
         }
     }
 
