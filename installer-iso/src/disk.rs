@@ -19,6 +19,8 @@ use crate::process::{self, output, tool};
 /// Size of an image, which is the least that the installer accepts; the file system is as large, and the files are
 /// sparse.
 pub(crate) const IMAGE_BYTES_DEFAULT: u64 = 8192 << 20;
+/// What sizes are whole numbers of.
+const MIB: u64 = 1 << 20;
 /// Bytes of a sector of every format.
 const SECTOR_BYTES: u32 = 512;
 /// Bytes of the footer of a VHD.
@@ -163,8 +165,9 @@ fn vhd(raw: &Path, epoch: u64, to: &Path) -> Result<()> {
     output(tool("cp").args(copy).arg(raw).arg(to))?;
     let bytes = raw.metadata().context("reading the raw image")?.len();
     ensure!(
-        bytes % (1 << 20) == 0,
-        "Azure takes whole MiB, the image has {bytes} bytes"
+        bytes == vhd_size(bytes),
+        "a VHD cannot have {bytes} bytes: the next size that it can have is {}",
+        vhd_size(bytes)
     );
     let mut file = std::fs::OpenOptions::new()
         .append(true)
@@ -202,6 +205,20 @@ fn footer(bytes: u64, epoch: u64) -> [u8; FOOTER_BYTES] {
     let sum: u32 = footer.iter().map(|byte| u32::from(*byte)).sum();
     footer[64..68].copy_from_slice(&(!sum).to_be_bytes());
     footer
+}
+
+/// The least size from this one on that a VHD's geometry describes to the byte, in whole MiB. Some programs go by the
+/// geometry, and would cut off the end of the disk, where the second partition table lies.
+pub(crate) fn vhd_size(bytes: u64) -> u64 {
+    let is_exact = |bytes: u64| {
+        let (cylinders, heads, sectors) = geometry(bytes);
+        let described = u64::from(cylinders) * u64::from(heads) * u64::from(sectors);
+        // The largest geometry stands for every size beyond it.
+        described * u64::from(SECTOR_BYTES) == bytes || cylinders == u16::MAX
+    };
+    let first = bytes.div_ceil(MIB);
+    let mut sizes = (first..).map(|mib| mib * MIB);
+    sizes.find(|bytes| is_exact(*bytes)).unwrap_or(bytes)
 }
 
 /// Cylinders, heads and sectors, as the format computes them from the size.
@@ -251,6 +268,16 @@ mod tests {
         assert_eq!(geometry(8192 << 20), (16_644, 16, 63));
         // Beyond what fits, the largest.
         assert_eq!(geometry(4 << 40), (65_535, 16, 255));
+    }
+
+    #[test]
+    fn sizes_are_those_that_a_geometry_describes() {
+        // Multiples of 63 MiB, of 255 MiB for larger ones, any beyond the largest geometry.
+        assert_eq!(vhd_size(8192 << 20), 8253 << 20);
+        assert_eq!(vhd_size(8253 << 20), 8253 << 20);
+        assert_eq!(vhd_size((8253 << 20) + 1), 8316 << 20);
+        assert_eq!(vhd_size(40_000 << 20), 40_035 << 20);
+        assert_eq!(vhd_size(4 << 40), 4 << 40);
     }
 
     #[test]

@@ -395,9 +395,18 @@ pub(crate) fn disk(options: &Options) -> Result<()> {
             files,
             epoch: workshop.epoch,
         };
-        let bytes = options
+        let asked = options
             .size_mib
             .map_or(disk::IMAGE_BYTES_DEFAULT, |mib| mib << 20);
+        // All formats are made from one disk.
+        let bytes = if formats.contains(&Format::Vhd) {
+            disk::vhd_size(asked)
+        } else {
+            asked
+        };
+        if bytes != asked {
+            println!("      {} MiB, a size that a VHD can have", bytes >> 20);
+        }
         let tools = &others.e2fsprogs.folder;
         disk::raw(contents, bytes, tools, &workshop.scratch(), &raw)
     })?;

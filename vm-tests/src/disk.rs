@@ -18,7 +18,7 @@ const RAID_FROM_END: u64 = 8 << 10;
 /// Bytes of a sector of the images.
 const SECTOR_BYTES: u64 = 512;
 
-/// Makes a disk that begins as `base` (a raw image) and keeps what is written to itself.
+/// Makes a disk that begins as `base` (an image: raw, qcow2 or VHD, by its name) and keeps what is written to itself.
 ///
 /// # Errors
 ///
@@ -27,8 +27,13 @@ pub fn overlay(base: &Path, to: &Path) -> Result<()> {
     let base = base
         .canonicalize()
         .with_context(|| format!("finding {}", base.display()))?;
+    let format = match base.extension().and_then(|extension| extension.to_str()) {
+        Some("qcow2") => "qcow2",
+        Some("vhd") => "vpc",
+        _ => "raw",
+    };
     run(Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .args(["create", "-q", "-f", "qcow2", "-F", format, "-b"])
         .arg(base)
         .arg(to))
 }

@@ -28,7 +28,8 @@ Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--onl
        truthdb-vm boot FILE [--cd | --usb]
 
   test   Boots the images and looks at them from outside; the last line counts.
-         --disk  raw image of an installed system, with vm-tests/config/plain.toml as configuration
+         --disk  raw image of an installed system, with vm-tests/config/plain.toml as configuration; the same
+                 as qcow2 and VHD lie beside it
          --iso   the installer's medium; its unified kernel image lies beside it
          --truthdb  the program that clients have
          --work  folder for disks, logs and screens of the machines
@@ -64,12 +65,12 @@ const TESTS: [Test; 11] = [
     },
     Test {
         name: "headless-nvme",
-        what: "NVMe, one processor, neither screen nor keyboard: serves",
+        what: "NVMe, one processor, neither screen nor keyboard, from the VHD: serves",
         run: runtime::headless_nvme,
     },
     Test {
         name: "repaired-ahci",
-        what: "AHCI, four processors, a file system that needs a check: repaired, serves; Ctrl-Alt-Del restarts",
+        what: "AHCI, four processors, from the qcow2, a file system that needs a check: repaired, serves; Ctrl-Alt-Del",
         run: runtime::repaired_ahci,
     },
     Test {

@@ -26,11 +26,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(artefacts: &Artefacts, name: &str) -> Result<Bench> {
+    /// The disk begins as the image in the format with this extension.
+    fn new(artefacts: &Artefacts, name: &str, format: &str) -> Result<Bench> {
         let folder = artefacts.work.join(name);
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let disk = folder.join("disk.qcow2");
-        overlay(&artefacts.disk, &disk)?;
+        overlay(&artefacts.disk.with_extension(format), &disk)?;
         Ok(Bench { folder, disk })
     }
 
@@ -55,7 +56,7 @@ pub(crate) fn check_quiet(machine: &Machine) -> Result<()> {
 }
 
 pub(crate) fn power_cut(artefacts: &Artefacts) -> Result<()> {
-    let bench = Bench::new(artefacts, "power-cut")?;
+    let bench = Bench::new(artefacts, "power-cut", "raw")?;
     let mut machine = bench.start(Bus::Virtio, Spec::default())?;
     // Every screen between the first one of the firmware and the answer is looked at.
     let mut most_lines = 0;
@@ -101,7 +102,7 @@ pub(crate) fn power_cut(artefacts: &Artefacts) -> Result<()> {
 }
 
 pub(crate) fn headless_nvme(artefacts: &Artefacts) -> Result<()> {
-    let bench = Bench::new(artefacts, "headless-nvme")?;
+    let bench = Bench::new(artefacts, "headless-nvme", "vhd")?;
     let spec = Spec {
         cpus: 1,
         memory_mib: 512,
@@ -114,7 +115,7 @@ pub(crate) fn headless_nvme(artefacts: &Artefacts) -> Result<()> {
 }
 
 pub(crate) fn repaired_ahci(artefacts: &Artefacts) -> Result<()> {
-    let bench = Bench::new(artefacts, "repaired-ahci")?;
+    let bench = Bench::new(artefacts, "repaired-ahci", "qcow2")?;
     // Marked as having errors: every block and inode is looked at, and nothing is found.
     let ext4 = Ext4::find(&artefacts.disk)?;
     ext4.mark_unclean(&artefacts.disk, &bench.disk)?;
@@ -130,7 +131,7 @@ pub(crate) fn repaired_ahci(artefacts: &Artefacts) -> Result<()> {
 }
 
 pub(crate) fn damaged(artefacts: &Artefacts) -> Result<()> {
-    let bench = Bench::new(artefacts, "damaged")?;
+    let bench = Bench::new(artefacts, "damaged", "raw")?;
     Ext4::find(&artefacts.disk)?.damage(&bench.disk)?;
     let mut machine = bench.start(Bus::Virtio, Spec::default())?;
     machine.wait_for_serial("is damaged beyond what is repaired by itself", BOOT)?;

@@ -131,7 +131,6 @@ pub(crate) fn images_step() -> Result<Count> {
     let mut words: Vec<OsString> = out.to_vec();
     words.extend(given("--runtime", two.join("TruthDBRuntime.efi")));
     words.extend(given("--config", plain_config()));
-    words.extend(["--format".into(), "raw".into()]);
     image_tool("disk", &words)?;
     let mut words: Vec<OsString> = out.to_vec();
     words.extend(given("--runtime", two.join("TruthDBRuntime.efi")));
@@ -143,6 +142,7 @@ pub(crate) fn images_step() -> Result<Count> {
         "TruthDBInstaller.efi",
         "truthdb-installer.iso",
         "truthdb.raw",
+        "truthdb.vhd",
     ] {
         let same = succeeds(command("cmp").arg(one.join(name)).arg(two.join(name)));
         if same {
@@ -176,7 +176,7 @@ fn build_test_images() -> Result<()> {
     build_packages()?;
     let out = [OsString::from("--out"), test_folder().into_os_string()];
     let mut words: Vec<OsString> = out.to_vec();
-    words.extend(["--profile", TEST_PROFILE, "--format", "raw", "--config"].map(Into::into));
+    words.extend(["--profile", TEST_PROFILE, "--config"].map(Into::into));
     words.push(plain_config().into_os_string());
     image_tool("disk", &words)?;
     let mut words: Vec<OsString> = out.to_vec();
