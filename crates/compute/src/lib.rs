@@ -36,6 +36,7 @@ mod guest;
 mod line;
 mod native;
 mod outgoing;
+mod past;
 mod programs;
 mod query;
 mod read;

@@ -7,20 +7,19 @@
 //!
 //! Nothing here can write: guests of queries have no call for it. Waiting is bounded by deadlines.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
 use truthdb_io::World;
 use truthdb_module::Manifest;
-use truthdb_state::{Tables, View};
+use truthdb_state::{SnapshotError, Tables, View};
 
 use crate::answer::{FoldState, Row, RowsAnswer, Stamp};
-use crate::catalogue::Catalogue;
+use crate::catalogue::LineSpec;
 use crate::config::ComputeConfig;
-use crate::error::ComputeError;
+use crate::error::{ComputeError, chain};
+use crate::past::{Moment, PastStates, Rows};
 use crate::programs::Programs;
 use crate::reader::LogReader;
 use crate::request::{At, GetRequest, PAGE_BYTES_MAX, PAGE_ROWS_MAX, ReadOptions, ScanRequest};
@@ -29,25 +28,35 @@ use crate::shared::{PartitionShared, Version};
 use crate::store::PastFiles;
 use crate::token::Token;
 
-/// Past states kept for the next page of a scan, all modules.
-const PAST_STATES_MAX: usize = 32;
 /// Version of page tokens.
 const PAGE_TOKEN_VERSION: u8 = 1;
 
 /// A state that can be read.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
-    pub(crate) view: View,
+pub(crate) struct State<R = View> {
+    pub(crate) view: R,
     pub(crate) stamp: Stamp,
     pub(crate) manifest: Arc<Manifest>,
 }
 
-struct PastState {
-    partition: u32,
-    module: String,
-    line: u32,
-    sequence: u64,
-    view: View,
+/// Why a state could not be read.
+enum Unread {
+    /// The question cannot be answered.
+    Answer(ComputeError),
+    /// The snapshot that it lies in: it can still be made in memory.
+    Snapshot(SnapshotError),
+}
+
+impl From<ComputeError> for Unread {
+    fn from(error: ComputeError) -> Unread {
+        Unread::Answer(error)
+    }
+}
+
+impl From<SnapshotError> for Unread {
+    fn from(error: SnapshotError) -> Unread {
+        Unread::Snapshot(error)
+    }
 }
 
 /// See the module's description.
@@ -60,7 +69,7 @@ pub(crate) struct Reads {
     pub(crate) files: PastFiles,
     /// Folds run on their own threads, so that waiting for them makes sense.
     pub(crate) threaded: bool,
-    past: Mutex<VecDeque<PastState>>,
+    past: PastStates,
 }
 
 /// When a query must have ended.
@@ -99,7 +108,7 @@ impl Reads {
             programs: Arc::clone(programs),
             partitions: partitions.to_vec(),
             threaded,
-            past: Mutex::new(VecDeque::new()),
+            past: PastStates::default(),
         }
     }
 
@@ -181,7 +190,7 @@ impl Reads {
         }
     }
 
-    /// A module's state at a sequence (none: as far as applied, but at least `least`).
+    /// A module's state at a sequence (none: as far as applied, but at least `least`), in memory.
     pub(crate) fn state(
         &self,
         partition: u32,
@@ -190,6 +199,58 @@ impl Reads {
         options: &ReadOptions,
         deadline: Deadline,
     ) -> Result<State, ComputeError> {
+        let state = self.rows(partition, module, at, options, deadline, false)?;
+        let Rows::Memory(view) = state.view else {
+            unreachable!("it was asked for in memory");
+        };
+        Ok(State {
+            view,
+            stamp: state.stamp,
+            manifest: state.manifest,
+        })
+    }
+
+    /// What `read` makes of a module's state, which may lie in a snapshot; should that turn out to be
+    /// damaged, the state is made in memory, from an older one or the log.
+    fn with_rows<T>(
+        &self,
+        partition: u32,
+        module: &str,
+        options: &ReadOptions,
+        deadline: Deadline,
+        read: impl Fn(&State<Rows>) -> Result<T, Unread>,
+    ) -> Result<(T, Stamp), ComputeError> {
+        let at = self.sequence_of(partition, &options.at)?;
+        let state = self.rows(partition, module, at, options, deadline, true)?;
+        match read(&state) {
+            Ok(answer) => return Ok((answer, state.stamp)),
+            Err(Unread::Answer(error)) => return Err(error),
+            Err(Unread::Snapshot(error)) => tracing::warn!(
+                partition,
+                module,
+                error = %chain(&error),
+                "a snapshot is damaged; an older one or the log is used"
+            ),
+        }
+        let at = Some(state.stamp.sequence);
+        let state = self.rows(partition, module, at, options, deadline, false)?;
+        match read(&state) {
+            Ok(answer) => Ok((answer, state.stamp)),
+            Err(Unread::Answer(error)) => Err(error),
+            Err(Unread::Snapshot(_)) => unreachable!("it was asked for in memory"),
+        }
+    }
+
+    /// A module's state at a sequence; on disk only if `may_be_on_disk`.
+    fn rows(
+        &self,
+        partition: u32,
+        module: &str,
+        at: Option<u64>,
+        options: &ReadOptions,
+        deadline: Deadline,
+        may_be_on_disk: bool,
+    ) -> Result<State<Rows>, ComputeError> {
         let least = options
             .min_sequence
             .as_ref()
@@ -228,7 +289,7 @@ impl Reads {
             });
         };
         let line = generation.line;
-        let version = match at {
+        let (reached, view) = match at {
             None => {
                 // A generation that took over a moment ago answers from its first turn on.
                 let mut least = least;
@@ -236,16 +297,20 @@ impl Reads {
                     let version = self.newest(shared, module, line, least, deadline)?;
                     let turn = life.at(version.sequence).map(|g| g.line);
                     if turn == Some(line) || options.generation.is_some() {
-                        break version;
+                        break (version.sequence, Rows::Memory(version.view));
                     }
                     least = Some(version.sequence + 1);
                 }
             }
-            Some(sequence) => self.past(&catalogue, partition, module, line, sequence, deadline)?,
+            Some(sequence) => {
+                let spec = catalogue.line(module, line).ok_or_else(no_module)?;
+                let rows = self.past(spec, partition, sequence, deadline, may_be_on_disk)?;
+                (sequence, rows)
+            }
         };
-        let sequence = at.unwrap_or(version.sequence);
+        let sequence = at.unwrap_or(reached);
         let spec = catalogue.line(module, line).ok_or_else(no_module)?;
-        let step = &spec.steps[spec.step_at(version.sequence)];
+        let step = &spec.steps[spec.step_at(reached)];
         let stamp = Stamp {
             partition,
             module: module.to_owned(),
@@ -253,10 +318,10 @@ impl Reads {
             module_hash: step.hash,
             sequence,
             timestamp_ns: self.time_of(partition, sequence),
-            fingerprint: version.view.fingerprint(),
+            fingerprint: view.fingerprint(),
         };
         Ok(State {
-            view: version.view,
+            view,
             stamp,
             manifest: Arc::clone(&step.manifest),
         })
@@ -361,53 +426,74 @@ impl Reads {
         deadline.left(&self.world).map_err(|_| not_yet)
     }
 
-    /// The version of a line at a sequence.
+    /// A line's state at a sequence: from memory, from a snapshot and the deltas after it, or made by the
+    /// guest from where these end.
     fn past(
         &self,
-        catalogue: &Catalogue,
+        spec: LineSpec,
         partition: u32,
-        module: &str,
-        line: u32,
         sequence: u64,
         deadline: Deadline,
-    ) -> Result<Version, ComputeError> {
-        let spec = catalogue
-            .line(module, line)
-            .ok_or_else(|| ComputeError::NoSuchModule {
-                module: module.to_owned(),
-            })?;
+        may_be_on_disk: bool,
+    ) -> Result<Rows, ComputeError> {
         if sequence < spec.first_sequence() {
             let count = u32::try_from(spec.steps[0].manifest.tables.len()).unwrap_or(0);
-            return Ok(Version {
-                sequence,
-                timestamp_ns: 0,
-                view: Tables::new(count).view(),
-            });
+            return Ok(Rows::Memory(Tables::new(count).view()));
         }
+        let (module, line) = (spec.module.clone(), spec.line);
         let shared = &self.partitions[partition as usize];
         let mut base = None;
-        if let Some(live) = shared.line(module, line) {
-            let version = self.newest(shared, module, line, Some(sequence), deadline)?;
+        if let Some(live) = shared.line(&module, line) {
+            let version = self.newest(shared, &module, line, Some(sequence), deadline)?;
             if version.sequence == sequence {
-                return Ok(version);
+                return Ok(Rows::Memory(version.view));
             }
             base = live.version_at(sequence).filter(|(_, boundary)| *boundary);
         }
         if let Some((version, _)) = base.as_ref().filter(|(v, _)| v.sequence == sequence) {
-            return Ok(version.clone());
+            return Ok(Rows::Memory(version.view.clone()));
         }
-        if let Some(view) = self.remembered(partition, module, line, sequence) {
-            return Ok(Version {
-                sequence,
-                timestamp_ns: 0,
-                view,
-            });
+        let moment = Moment {
+            partition,
+            module,
+            line,
+            sequence,
+        };
+        let kept = self.past.find(&moment);
+        if let Some(rows) = kept.filter(|rows| may_be_on_disk || matches!(rows, Rows::Memory(_))) {
+            return Ok(rows);
         }
+        // What is in memory is nearer than any snapshot before it.
+        let after = base.as_ref().map_or(0, |(version, _)| version.sequence);
+        let on_disk = may_be_on_disk
+            .then(|| self.files.past_view(partition, &spec, after, sequence))
+            .flatten();
+        let rows = match on_disk {
+            Some(view) => Rows::Disk(Arc::new(view)),
+            None => {
+                let near = base.map(|(version, _)| version);
+                Rows::Memory(self.made(spec, partition, near, sequence, deadline)?)
+            }
+        };
+        self.past.keep(moment, rows.clone());
+        Ok(rows)
+    }
+
+    /// A line's state at a sequence, made in memory from a version, or from a snapshot, by deltas and,
+    /// where these end, by the guest.
+    fn made(
+        &self,
+        spec: LineSpec,
+        partition: u32,
+        near: Option<Version>,
+        sequence: u64,
+        deadline: Deadline,
+    ) -> Result<View, ComputeError> {
         let spec = Arc::new(spec);
         let source = Source::Here(Arc::clone(&self.programs));
         let database_id = self.engine.database_id();
         let empty = Runner::new(database_id, partition, Arc::clone(&spec), source.clone());
-        let near = base.map(|(version, _)| {
+        let near = near.map(|version| {
             let tables = Tables::from_view(&version.view);
             let (at, time) = (version.sequence, version.timestamp_ns);
             Runner::at(database_id, partition, spec, source, tables, at, time)
@@ -417,13 +503,7 @@ impl Reads {
         if !brought.is_complete {
             self.run_to(&mut runner, partition, sequence, deadline)?;
         }
-        let view = runner.view();
-        self.remember(partition, module, line, sequence, &view);
-        Ok(Version {
-            sequence,
-            timestamp_ns: runner.timestamp_ns,
-            view,
-        })
+        Ok(runner.view())
     }
 
     /// Runs the guest from where the files end.
@@ -449,31 +529,7 @@ impl Reads {
         Ok(())
     }
 
-    fn remembered(&self, partition: u32, module: &str, line: u32, sequence: u64) -> Option<View> {
-        let past = self.past.lock();
-        past.iter()
-            .find(|p| {
-                (p.partition, p.line, p.sequence) == (partition, line, sequence)
-                    && p.module == module
-            })
-            .map(|p| p.view.clone())
-    }
-
-    fn remember(&self, partition: u32, module: &str, line: u32, sequence: u64, view: &View) {
-        let mut past = self.past.lock();
-        if past.len() >= PAST_STATES_MAX {
-            past.pop_front();
-        }
-        past.push_back(PastState {
-            partition,
-            module: module.to_owned(),
-            line,
-            sequence,
-            view: view.clone(),
-        });
-    }
-
-    fn table(&self, state: &State, table: &str) -> Result<u32, ComputeError> {
+    fn table<R>(&self, state: &State<R>, table: &str) -> Result<u32, ComputeError> {
         let found = state.manifest.tables.iter().position(|t| t.name == table);
         found
             .and_then(|index| u32::try_from(index).ok())
@@ -494,17 +550,19 @@ impl Reads {
             next: None,
         };
         for partition in self.asked(request.partition, &request.options)? {
-            let at = self.sequence_of(partition, &request.options.at)?;
-            let state = self.state(partition, &request.module, at, &request.options, deadline)?;
-            let table = self.table(&state, &request.table)?;
-            if let Some(value) = state.view.get(table, &request.key) {
+            let (module, options) = (&request.module, &request.options);
+            let (value, stamp) = self.with_rows(partition, module, options, deadline, |state| {
+                let table = self.table(state, &request.table)?;
+                Ok(state.view.get(table, &request.key)?)
+            })?;
+            if let Some(value) = value {
                 answer.rows.push(Row {
                     partition,
                     key: request.key.clone(),
-                    value: value.to_vec(),
+                    value,
                 });
             }
-            answer.stamps.push(state.stamp);
+            answer.stamps.push(stamp);
         }
         Ok(answer)
     }
@@ -526,11 +584,13 @@ impl Reads {
         let mut pages = Vec::new();
         let mut stamps = Vec::new();
         for partition in self.asked(request.partition, &request.options)? {
-            let at = self.sequence_of(partition, &request.options.at)?;
-            let state = self.state(partition, &request.module, at, &request.options, deadline)?;
-            let table = self.table(&state, &request.table)?;
-            pages.push(partition_page(&state.view, table, partition, &request));
-            stamps.push(state.stamp);
+            let (module, options) = (&request.module, &request.options);
+            let (page, stamp) = self.with_rows(partition, module, options, deadline, |state| {
+                let table = self.table(state, &request.table)?;
+                Ok(partition_page(&state.view, table, partition, &request)?)
+            })?;
+            pages.push(page);
+            stamps.push(stamp);
         }
         let token: Token = stamps.iter().map(|s| (s.partition, s.sequence)).collect();
         let (rows, more) = merge_pages(pages, &request);
@@ -548,19 +608,18 @@ pub(crate) fn table_names(manifest: &Manifest) -> Vec<String> {
 
 /// Up to a limit of rows of one partition, and whether there are more.
 fn partition_page(
-    view: &View,
+    view: &Rows,
     table: u32,
     partition: u32,
     request: &ScanRequest,
-) -> (Vec<Row>, bool) {
+) -> Result<(Vec<Row>, bool), SnapshotError> {
     let mut rows = Vec::new();
     let mut bytes = 0;
     let (limit, reverse) = (u64::from(request.limit), request.reverse);
     let end = request.end.as_deref();
     let more = view.scan(
         table,
-        &request.start,
-        end,
+        (&request.start, end),
         limit,
         reverse,
         &mut |key, value| {
@@ -575,8 +634,8 @@ fn partition_page(
             });
             true
         },
-    );
-    (rows, more)
+    )?;
+    Ok((rows, more))
 }
 
 /// Rows of all partitions in one order. What lies beyond the last row of a partition that has more is

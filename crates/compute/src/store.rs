@@ -12,8 +12,9 @@ use truthdb_io::{Storage, World};
 use truthdb_module::Limits;
 use truthdb_state::{
     CollectStep, DELTA_FILE_BYTES_DEFAULT, DeltaLog, DeltaPlace, DeltaReader, DeltaRecord,
-    DeltaWriter, Fingerprint, NAME_BYTES_MAX, PrunePolicy, SnapshotError, SnapshotInput,
-    SnapshotReader, SnapshotState, SnapshotStep, SnapshotStore, SnapshotTable, StatePlace, Tables,
+    DeltaWriter, Fingerprint, NAME_BYTES_MAX, PastView, PrunePolicy, Snapshot, SnapshotError,
+    SnapshotInput, SnapshotReader, SnapshotState, SnapshotStep, SnapshotStore, SnapshotTable,
+    StatePlace, Tables,
 };
 
 use crate::answer::{FoldState, SnapshotInfo};
@@ -155,13 +156,35 @@ impl Files {
         until: u64,
         damaged: &mut dyn FnMut(&SnapshotError),
     ) -> Option<(Tables, u64, u64)> {
+        self.newest_of(reader, spec, after, until, damaged, |entry| {
+            let Entry {
+                snapshot,
+                index,
+                applied,
+                timestamp_ns,
+            } = entry;
+            Ok((snapshot.load(index)?, applied, timestamp_ns))
+        })
+    }
+
+    /// What `take` makes of the newest usable entry of a line after `after` and up to `until`.
+    fn newest_of<T>(
+        &self,
+        reader: &SnapshotReader,
+        spec: &LineSpec,
+        after: u64,
+        until: u64,
+        damaged: &mut dyn FnMut(&SnapshotError),
+        mut take: impl FnMut(Entry) -> Result<T, SnapshotError>,
+    ) -> Option<T> {
         let mut below = until;
         while let Some(sequence) = reader.newest_at_or_before(below) {
             if sequence <= after {
                 return None;
             }
-            match self.entry_of(reader, spec, sequence, after) {
-                Ok(Some(found)) => return Some(found),
+            let found = self.entry_of(reader, spec, sequence, after);
+            match found.and_then(|entry| entry.map(&mut take).transpose()) {
+                Ok(Some(taken)) => return Some(taken),
                 Ok(None) => {}
                 Err(error) => damaged(&error),
             }
@@ -176,7 +199,7 @@ impl Files {
         spec: &LineSpec,
         sequence: u64,
         after: u64,
-    ) -> Result<Option<(Tables, u64, u64)>, SnapshotError> {
+    ) -> Result<Option<Entry>, SnapshotError> {
         let snapshot = reader.open(sequence)?;
         let manifest = snapshot.manifest();
         if !self.fits_log(sequence, manifest.timestamp_ns) {
@@ -205,7 +228,37 @@ impl Files {
         } else {
             time_in_log(&self.engine, self.place.partition, applied)
         };
-        Ok(Some((snapshot.load(index)?, applied, time.unwrap_or(0))))
+        Ok(Some(Entry {
+            snapshot,
+            index,
+            applied,
+            timestamp_ns: time.unwrap_or(0),
+        }))
+    }
+
+    /// A line's state at a sequence, as a snapshot after `after` and the deltas that lead on from it.
+    /// None if they do not reach so far, or if the code and with it the tables changed in between.
+    fn past_view(
+        &self,
+        reader: &SnapshotReader,
+        spec: &LineSpec,
+        after: u64,
+        until: u64,
+        damaged: &mut dyn FnMut(&SnapshotError),
+    ) -> Option<PastView> {
+        let mut view = self.newest_of(reader, spec, after, until, damaged, |entry| {
+            Ok(PastView::new(Arc::new(entry.snapshot), entry.index))
+        })?;
+        if spec.step_at(view.sequence()) != spec.step_at(until) {
+            return None;
+        }
+        let log = self.deltas(&spec.module, spec.line);
+        let mut deltas = log.read_after(view.sequence()).ok()?;
+        match view.advance(&mut deltas, until) {
+            Ok(true) => Some(view),
+            // The way through memory says what is wrong with them.
+            Ok(false) | Err(_) => None,
+        }
     }
 
     /// Brings a runner as near to a sequence as snapshots and deltas allow: with `is_exact` to it, if
@@ -293,6 +346,14 @@ impl Files {
             }
         }
     }
+}
+
+/// A line's state in an open snapshot.
+struct Entry {
+    snapshot: Snapshot,
+    index: usize,
+    applied: u64,
+    timestamp_ns: u64,
 }
 
 fn version_of(runner: &mut Runner) -> Version {
@@ -684,6 +745,20 @@ impl PastFiles {
 
     fn reader(&self, partition: u32) -> Option<SnapshotReader> {
         self.shared[partition as usize].snapshots.read().clone()
+    }
+
+    /// A line's state at a sequence on disk, from a snapshot after `after`.
+    pub(crate) fn past_view(
+        &self,
+        partition: u32,
+        spec: &LineSpec,
+        after: u64,
+        sequence: u64,
+    ) -> Option<PastView> {
+        let reader = self.reader(partition)?;
+        let files = &self.files[partition as usize];
+        // A damaged one is told of by the way through memory, which looks at the same ones.
+        files.past_view(&reader, spec, after, sequence, &mut |_| ())
     }
 
     /// As near to a sequence as files bring it.

@@ -136,6 +136,26 @@ fn damage_to_any_derived_file_makes_no_difference() {
 }
 
 #[test]
+fn damage_to_a_snapshot_while_it_is_in_use_makes_no_difference() {
+    let (mut machine, seen) = history(b"tally");
+    machine.kill();
+    let image = machine.world.image();
+    let chunks: Vec<String> = derived_files(&machine)
+        .into_iter()
+        .filter(|path| path.contains("/chunks/"))
+        .collect();
+    assert!(!chunks.is_empty());
+    for path in chunks {
+        machine.world.restore(&image);
+        machine.open();
+        let bytes = machine.world.read_file(&path).unwrap().len() as u64;
+        machine.world.corrupt(&path, bytes / 2, 0x10).unwrap();
+        check(&machine, &seen, &path);
+        machine.kill();
+    }
+}
+
+#[test]
 fn a_past_state_is_the_same_from_memory_files_and_the_log() {
     let (mut machine, _) = history(b"tally-impure");
     let last = machine.engine().committed(0);

@@ -1,4 +1,5 @@
-//! What a start opens: the list of control events stands for the indexes of the segments.
+//! What is opened: at a start, the list of control events in place of the indexes of the segments; for a
+//! question about the past, the chunks of a snapshot that it touches.
 #![allow(
     clippy::unwrap_used,
     reason = "a test that cannot go on ends, wherever it is"
@@ -86,11 +87,11 @@ impl Opened {
         }
     }
 
-    fn append(&self, n: u64, event_type: &str, payload: &[u8]) -> Token {
+    fn append(&self, n: u64, stream: &str, event_type: &str, payload: &[u8]) -> Token {
         let mut id = [3; 16];
         id[..8].copy_from_slice(&n.to_le_bytes());
         let mut bytes = Vec::new();
-        EventBuilder::new("s1", event_type)
+        EventBuilder::new(stream, event_type)
             .id(EventId::from_bytes(id))
             .payload(payload)
             .encode_into(&mut bytes)
@@ -111,6 +112,32 @@ impl Opened {
         }
     }
 
+    fn activate_tally(&self) {
+        let hash = self.compute.publish(b"tally").unwrap().hash;
+        let activate = ActivateRequest {
+            hash,
+            mode: ActivationMode::Rebuild,
+            limits: Limits::default(),
+            wasi: WasiProfile::None,
+        };
+        self.compute.activate(&activate).unwrap();
+    }
+
+    /// The last payload of a stream at a moment.
+    fn last(&self, stream: &str, at: At) -> Vec<u8> {
+        let request = GetRequest {
+            module: "tally".to_owned(),
+            table: "last".to_owned(),
+            key: stream.as_bytes().to_vec(),
+            partition: None,
+            options: ReadOptions {
+                at,
+                ..ReadOptions::default()
+            },
+        };
+        self.compute.get(&request).unwrap().rows.remove(0).value
+    }
+
     fn count(&self, token: &Token) -> Vec<u8> {
         let request = GetRequest {
             module: "tally".to_owned(),
@@ -123,6 +150,14 @@ impl Opened {
             },
         };
         self.compute.get(&request).unwrap().rows.remove(0).value
+    }
+
+    /// Takes a snapshot, and waits until there are so many.
+    fn snapshot(&self, count: usize) {
+        self.compute.snapshot_now(None).unwrap();
+        while self.compute.snapshots(None).unwrap().len() < count {
+            std::thread::yield_now();
+        }
     }
 
     fn stop(self) {
@@ -159,18 +194,11 @@ fn a_start_opens_no_index_of_segments_whose_control_events_are_listed() {
     };
     create_database(&World::system(Arc::new(storage)), &options).unwrap();
     let opened = Opened::new(dir.path());
-    let hash = opened.compute.publish(b"tally").unwrap().hash;
-    let activate = ActivateRequest {
-        hash,
-        mode: ActivationMode::Rebuild,
-        limits: Limits::default(),
-        wasi: WasiProfile::None,
-    };
-    opened.compute.activate(&activate).unwrap();
+    opened.activate_tally();
     let payload = vec![b'x'; 900 << 10];
     for n in 0..90 {
-        opened.append(2 * n, "other", &payload);
-        opened.append(2 * n + 1, "order", b"y");
+        opened.append(2 * n, "s1", "other", &payload);
+        opened.append(2 * n + 1, "s1", "order", b"y");
     }
     while opened
         .engine
@@ -179,7 +207,7 @@ fn a_start_opens_no_index_of_segments_whose_control_events_are_listed() {
     {
         std::thread::yield_now();
     }
-    let token = opened.append(1000, "order", b"z");
+    let token = opened.append(1000, "s1", "order", b"z");
     let count = opened.count(&token);
     opened.stop();
     let listed = ["00000002", "00000003", "00000004"];
@@ -196,4 +224,50 @@ fn a_start_opens_no_index_of_segments_whose_control_events_are_listed() {
         "{indexes:?}"
     );
     assert!(list.exists(), "it is made again");
+}
+
+#[test]
+fn a_question_about_the_past_opens_the_chunks_that_it_touches() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = FileStorage::open(dir.path(), Backend::Blocking).unwrap();
+    let options = CreateOptions {
+        partition_count: 1,
+        segment_bytes: 64 << 20,
+        ..CreateOptions::default()
+    };
+    create_database(&World::system(Arc::new(storage)), &options).unwrap();
+    let opened = Opened::new(dir.path());
+    opened.activate_tally();
+    // A state of some 60 chunks, with a snapshot before the moment and another after it.
+    let payload = |n: u64| format!("{n:061440}").into_bytes();
+    for n in 0..60 {
+        opened.append(n, &format!("s{n}"), "order", &payload(n));
+    }
+    opened.snapshot(1);
+    opened.append(60, "s7", "order", b"seven");
+    let moment = opened.append(61, "s8", "order", b"eight");
+    let token = opened.append(62, "s7", "order", b"later");
+    opened.count(&token);
+    opened.snapshot(2);
+    opened.stop();
+
+    let opened = Opened::new(dir.path());
+    opened.count(&token);
+    assert_eq!(opened.last("s7", At::Now), b"later");
+    opened.storage.opened.lock().clear();
+    assert_eq!(opened.last("s5", At::Token(moment.clone())), payload(5));
+    let chunks = || {
+        let opened = opened.storage.opened.lock();
+        opened
+            .iter()
+            .filter(|path| path.contains("/chunks/"))
+            .count()
+    };
+    assert_eq!(chunks(), 1, "{:?}", opened.storage.opened.lock());
+    // What deltas have written lies over the snapshot, and the same moment is not made again.
+    for (stream, value) in [("s7", &b"seven"[..]), ("s8", b"eight")] {
+        assert_eq!(opened.last(stream, At::Token(moment.clone())), value);
+    }
+    assert_eq!(chunks(), 1);
+    opened.stop();
 }
