@@ -30,6 +30,7 @@ mod control_list;
 mod decide;
 mod emit;
 mod error;
+mod files;
 mod fold;
 mod gate;
 mod guest;

@@ -19,13 +19,13 @@ use crate::answer::{FoldState, Row, RowsAnswer, Stamp};
 use crate::catalogue::LineSpec;
 use crate::config::ComputeConfig;
 use crate::error::{ComputeError, chain};
+use crate::files::PastFiles;
 use crate::past::{Moment, PastStates, Rows};
 use crate::programs::Programs;
 use crate::reader::LogReader;
 use crate::request::{At, GetRequest, PAGE_BYTES_MAX, PAGE_ROWS_MAX, ReadOptions, ScanRequest};
 use crate::runner::{Runner, Source};
 use crate::shared::{PartitionShared, Version};
-use crate::store::PastFiles;
 use crate::token::Token;
 
 /// Version of page tokens.

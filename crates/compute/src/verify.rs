@@ -19,11 +19,11 @@ use crate::control::hex;
 use crate::control_list;
 use crate::emit::{DERIVED_BY, Derived, Deriver, Place, derived_tag, place_of};
 use crate::error::ComputeError;
+use crate::files::Recorded;
 use crate::replay::{Pace, Replayer, catalogue, require_replay, target};
 use crate::request::{ReadOptions, VerifyRequest};
 use crate::runner::Source;
 use crate::shared::Version;
-use crate::store::Recorded;
 
 /// A stored derived event: its place, its sequence, its canonical bytes.
 type Stored = (Place, u64, Vec<u8>);
