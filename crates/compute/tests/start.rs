@@ -216,7 +216,7 @@ fn a_start_opens_no_index_of_segments_whose_control_events_are_listed() {
         !indexes.iter().any(|name| listed.contains(&&name[..])),
         "{indexes:?}"
     );
-    let list = dir.path().join("partition-0000/index/control-events.bin");
+    let list = dir.path().join("partition-0000/control-events.bin");
     std::fs::remove_file(&list).unwrap();
     let indexes = indexes_opened(dir.path(), &token, &count);
     assert!(

@@ -69,7 +69,7 @@ pub enum EventListError {
 
 /// Path of a partition's list of control events.
 pub fn control_list_path(place: &StatePlace) -> String {
-    format!("{}/index/control-events.bin", place.directory())
+    format!("{}/control-events.bin", place.directory())
 }
 
 impl EventList {

@@ -65,7 +65,7 @@ fn reduce_compares_folds_of_both_forms() {
 fn query_asks_at_rest_and_under_load() {
     let report = bench(&["query", "--keys", "300", "--seconds", "1", "--writers", "1"]);
     let questions = figures(&report, 0)["questions"].as_array().unwrap();
-    assert_eq!(questions.len(), 12);
+    assert_eq!(questions.len(), 14);
     for question in questions {
         let is_loaded = question["when"] == "under load";
         let beside = question["events_per_s"]["median"].as_f64().unwrap();
