@@ -36,6 +36,8 @@ const KNOWN_OTHERS: &[&str] = &["server", "modules", "config", "log", "lost+foun
 /// Directories of a partition, besides its segments and indexes. The first is made with the database.
 const SNAPSHOTS_DIR: &str = "snapshots";
 const DELTAS_DIR: &str = "deltas";
+/// A list beside them, which modules keep, and the next one while it is written.
+const CONTROL_LISTS: [&str; 2] = ["control-events.bin", "control-events.bin.new"];
 
 /// Why a database cannot be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -480,7 +482,8 @@ fn check_partition_dir(
         "trim.bin.new",
         "damaged",
     ];
-    let others = names.iter().filter(|name| !known.contains(&&***name));
+    let known = |name: &str| known.contains(&name) || CONTROL_LISTS.contains(&name);
+    let others = names.iter().filter(|name| !known(name));
     foreign.extend(others.map(|name| format!("{dir}/{name}")));
     Ok(())
 }
