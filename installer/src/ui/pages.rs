@@ -158,6 +158,9 @@ fn welcome(session: &Session) -> Page {
     }
     if hardware.is_sufficient() {
         page.keys.push(enter("Choose a disk"));
+    } else {
+        // No disk will be given to it, and small screens need the room for the reasons.
+        page.intro.clear();
     }
     page.keys.extend([
         settings_key(),
