@@ -96,7 +96,12 @@ fn cut(
         let is_far = page.contains("Installing TruthDB") && done >= steps;
         Ok((is_far || page.contains("TruthDB is installed")).then_some(()))
     })?;
-    std::thread::sleep(machine.deadline(Duration::from_millis(pause_ms)).length());
+    // A moment within the step, unless it was the last.
+    let moment = machine.deadline(Duration::from_millis(pause_ms));
+    moment.until(|| {
+        let is_installed = page(&machine.serial()).contains("TruthDB is installed");
+        Ok(is_installed.then_some(()))
+    })?;
     let said = machine.serial();
     machine.pull_the_plug()?;
     let last = page(&said);

@@ -31,12 +31,6 @@ impl Deadline {
         now() >= self.end
     }
 
-    /// Time from its setting to its end.
-    #[must_use]
-    pub fn length(&self) -> Duration {
-        self.end - self.start
-    }
-
     /// Time since it was set.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

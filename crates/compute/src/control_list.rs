@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use truthdb_engine::{Direction, Engine, Filter, ReadError, ReadFrom, ReadRequest, SealedEnd};
+use truthdb_engine::{Engine, ReadError, SealedEnd};
 use truthdb_event::EventRef;
 use truthdb_io::{Storage, World};
 use truthdb_state::{EventList, ListedHistory, StatePlace, control_list_path};
@@ -17,7 +17,7 @@ use crate::answer::Difference;
 use crate::catalogue::is_control;
 use crate::control::{CONTROL_TYPE, Fact, decode_control};
 use crate::error::chain;
-use crate::reader::read_types_from;
+use crate::reader::{batch_at, read_types_from};
 
 /// Segments that are sealed before the list is written again.
 const LIST_SEGMENTS: u32 = 8;
@@ -80,16 +80,11 @@ fn is_in_log(
     sequence: u64,
     bytes: &[u8],
 ) -> Result<bool, ReadError> {
-    let page = engine.read(&ReadRequest {
-        partition,
-        from: ReadFrom::Sequence(sequence),
-        direction: Direction::Forward,
-        filter: Filter::default(),
-        events_max: 1,
-        bytes_max: 1,
-    })?;
-    let mut events = page.batches.iter().flat_map(|batch| batch.events());
-    Ok(events.any(|stored| stored.sequence == sequence && stored.bytes == bytes))
+    let batch = batch_at(engine, partition, sequence)?;
+    Ok(batch.is_some_and(|batch| {
+        let mut events = batch.events();
+        events.any(|stored| stored.sequence == sequence && stored.bytes == bytes)
+    }))
 }
 
 /// Whether an event is one of which there are more the longer the history is.

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
+use truthdb_engine::Engine;
 use truthdb_io::{Storage, World};
 use truthdb_module::Limits;
 use truthdb_state::{
@@ -18,6 +18,7 @@ use crate::catalogue::LineSpec;
 use crate::control::hex;
 use crate::error::{ComputeError, chain};
 use crate::programs::Programs;
+use crate::reader::time_in_log;
 use crate::runner::Runner;
 use crate::shared::{PartitionShared, Version};
 
@@ -50,22 +51,6 @@ fn short(module: &str, bytes_max: usize) -> Cow<'_, str> {
         "{}~{hash}",
         &module[..module.floor_char_boundary(kept)]
     ))
-}
-
-/// The time of an event in the log, nanoseconds UTC.
-pub(crate) fn time_in_log(engine: &Engine, partition: u32, sequence: u64) -> Option<u64> {
-    if sequence == 0 || sequence > engine.committed(partition) {
-        return None;
-    }
-    let page = engine.read(&ReadRequest {
-        partition,
-        from: ReadFrom::Sequence(sequence),
-        direction: Direction::Forward,
-        filter: Filter::default(),
-        events_max: 1,
-        bytes_max: 1,
-    });
-    Some(page.ok()?.batches.first()?.timestamp_ns)
 }
 
 impl Files {

@@ -87,12 +87,17 @@ impl PastStates {
         let mut states = self.0.lock();
         states.retain(|(of, _)| *of != moment);
         states.push_back((moment, rows));
-        let bytes = |states: &VecDeque<(Moment, Rows)>| -> u64 {
-            states.iter().map(|(_, rows)| rows.bytes()).sum()
-        };
-        while states.len() > STATES_MAX || states.len() > 1 && bytes(&states) > STATES_BYTES_MAX {
-            states.pop_front();
-        }
+        forget_oldest(&mut states, STATES_BYTES_MAX);
+    }
+}
+
+fn forget_oldest(states: &mut VecDeque<(Moment, Rows)>, bytes_max: u64) {
+    let mut bytes: u64 = states.iter().map(|(_, rows)| rows.bytes()).sum();
+    while (states.len() > STATES_MAX || bytes > bytes_max)
+        && states.len() > 1
+        && let Some((_, rows)) = states.pop_front()
+    {
+        bytes -= rows.bytes();
     }
 }
 
@@ -130,5 +135,12 @@ mod tests {
         // Kept once for a moment.
         past.keep(moment(39), rows(10));
         assert!(past.find(&moment(8)).is_some());
+
+        let one = rows(100_000).bytes();
+        let mut states = (0..5).map(|at| (moment(at), rows(100_000))).collect();
+        forget_oldest(&mut states, 3 * one + 1);
+        assert_eq!(states.len(), 3);
+        forget_oldest(&mut states, 1);
+        assert_eq!(states[0].0, moment(4), "the newest is kept");
     }
 }

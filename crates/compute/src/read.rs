@@ -22,7 +22,7 @@ use crate::error::{ComputeError, chain};
 use crate::files::PastFiles;
 use crate::past::{Moment, PastStates, Rows};
 use crate::programs::Programs;
-use crate::reader::LogReader;
+use crate::reader::{LogReader, time_in_log};
 use crate::request::{At, GetRequest, PAGE_BYTES_MAX, PAGE_ROWS_MAX, ReadOptions, ScanRequest};
 use crate::runner::{Runner, Source};
 use crate::shared::{PartitionShared, Version};
@@ -289,6 +289,7 @@ impl Reads {
             });
         };
         let line = generation.line;
+        let spec = Arc::new(catalogue.line(module, line).ok_or_else(no_module)?);
         let (reached, view) = match at {
             None => {
                 // A generation that took over a moment ago answers from its first turn on.
@@ -303,21 +304,18 @@ impl Reads {
                 }
             }
             Some(sequence) => {
-                let spec = catalogue.line(module, line).ok_or_else(no_module)?;
-                let rows = self.past(spec, partition, sequence, deadline, may_be_on_disk)?;
+                let rows = self.past(&spec, partition, sequence, deadline, may_be_on_disk)?;
                 (sequence, rows)
             }
         };
-        let sequence = at.unwrap_or(reached);
-        let spec = catalogue.line(module, line).ok_or_else(no_module)?;
         let step = &spec.steps[spec.step_at(reached)];
         let stamp = Stamp {
             partition,
             module: module.to_owned(),
             generation: step.generation,
             module_hash: step.hash,
-            sequence,
-            timestamp_ns: self.time_of(partition, sequence),
+            sequence: reached,
+            timestamp_ns: time_in_log(&self.engine, partition, reached).unwrap_or(0),
             fingerprint: view.fingerprint(),
         };
         Ok(State {
@@ -325,24 +323,6 @@ impl Reads {
             stamp,
             manifest: Arc::clone(&step.manifest),
         })
-    }
-
-    /// The time of an event; 0 if it is gone.
-    fn time_of(&self, partition: u32, sequence: u64) -> u64 {
-        if sequence == 0 || sequence > self.engine.committed(partition) {
-            return 0;
-        }
-        let page = self.engine.read(&ReadRequest {
-            partition,
-            from: ReadFrom::Sequence(sequence),
-            direction: Direction::Forward,
-            filter: Filter::default(),
-            events_max: 1,
-            bytes_max: 1,
-        });
-        page.ok()
-            .and_then(|page| page.batches.first().map(|batch| batch.timestamp_ns))
-            .unwrap_or(0)
     }
 
     /// Waits until the control events up to a sequence are known.
@@ -430,7 +410,7 @@ impl Reads {
     /// guest from where these end.
     fn past(
         &self,
-        spec: LineSpec,
+        spec: &Arc<LineSpec>,
         partition: u32,
         sequence: u64,
         deadline: Deadline,
@@ -466,7 +446,7 @@ impl Reads {
         // What is in memory is nearer than any snapshot before it.
         let after = base.as_ref().map_or(0, |(version, _)| version.sequence);
         let on_disk = may_be_on_disk
-            .then(|| self.files.past_view(partition, &spec, after, sequence))
+            .then(|| self.files.past_view(partition, spec, after, sequence))
             .flatten();
         let rows = match on_disk {
             Some(view) => Rows::Disk(Arc::new(view)),
@@ -483,20 +463,27 @@ impl Reads {
     /// where these end, by the guest.
     fn made(
         &self,
-        spec: LineSpec,
+        spec: &Arc<LineSpec>,
         partition: u32,
         near: Option<Version>,
         sequence: u64,
         deadline: Deadline,
     ) -> Result<View, ComputeError> {
-        let spec = Arc::new(spec);
         let source = Source::Here(Arc::clone(&self.programs));
         let database_id = self.engine.database_id();
-        let empty = Runner::new(database_id, partition, Arc::clone(&spec), source.clone());
+        let empty = Runner::new(database_id, partition, Arc::clone(spec), source.clone());
         let near = near.map(|version| {
             let tables = Tables::from_view(&version.view);
             let (at, time) = (version.sequence, version.timestamp_ns);
-            Runner::at(database_id, partition, spec, source, tables, at, time)
+            Runner::at(
+                database_id,
+                partition,
+                Arc::clone(spec),
+                source,
+                tables,
+                at,
+                time,
+            )
         });
         let brought = self.files.bring_to(partition, empty, near, sequence);
         let mut runner = brought.runner;

@@ -64,6 +64,33 @@ impl LogReader {
     }
 }
 
+/// The batch of a committed event, as far as a page of this one event holds it; none if the event is not
+/// committed.
+pub(crate) fn batch_at(
+    engine: &Engine,
+    partition: u32,
+    sequence: u64,
+) -> Result<Option<StoredBatch>, ReadError> {
+    if sequence == 0 || sequence > engine.committed(partition) {
+        return Ok(None);
+    }
+    let page = engine.read(&ReadRequest {
+        partition,
+        from: ReadFrom::Sequence(sequence),
+        direction: Direction::Forward,
+        filter: Filter::default(),
+        events_max: 1,
+        bytes_max: 1,
+    })?;
+    Ok(page.batches.into_iter().next())
+}
+
+/// The time of an event in the log, nanoseconds UTC; none if it is gone, or not there yet.
+pub(crate) fn time_in_log(engine: &Engine, partition: u32, sequence: u64) -> Option<u64> {
+    let batch = batch_at(engine, partition, sequence).ok()??;
+    Some(batch.timestamp_ns)
+}
+
 /// Gives every committed event from a sequence on with one of these types to `take`, in order, and
 /// says up to which sequence was looked.
 pub(crate) fn read_types_from(

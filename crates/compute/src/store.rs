@@ -17,9 +17,10 @@ use crate::answer::FoldState;
 use crate::catalogue::Catalogue;
 use crate::config::ComputeConfig;
 use crate::error::{ComputeError, chain};
-use crate::files::{Files, time_in_log};
+use crate::files::Files;
 use crate::line::{Delta, Line};
 use crate::programs::Programs;
+use crate::reader::time_in_log;
 use crate::runner::Runner;
 use crate::shared::{PartitionShared, Version};
 
