@@ -9,8 +9,8 @@ use truthdb_engine::Engine;
 use truthdb_io::{Storage, World};
 use truthdb_module::Limits;
 use truthdb_state::{
-    DeltaLog, DeltaPlace, DeltaReader, DeltaRecord, Fingerprint, NAME_BYTES_MAX, PastView,
-    Snapshot, SnapshotError, SnapshotReader, StatePlace, Tables,
+    DeltaLog, DeltaPlace, DeltaReader, DeltaRecord, Fingerprint, NAME_BYTES_MAX, PastRange,
+    PastView, Snapshot, SnapshotError, SnapshotReader, StatePlace, Tables,
 };
 
 use crate::answer::SnapshotInfo;
@@ -21,6 +21,10 @@ use crate::programs::Programs;
 use crate::reader::time_in_log;
 use crate::runner::Runner;
 use crate::shared::{PartitionShared, Version};
+
+/// Events between snapshot and moment up to which a state of the past is made for all rows at once: a
+/// second question then costs next to nothing. Beyond, only for the rows that were asked for.
+const WHOLE_EVENTS_MAX: u64 = 100_000;
 
 /// Where a partition's files are, for whoever reads them.
 #[derive(Clone)]
@@ -136,7 +140,7 @@ impl Files {
         mut take: impl FnMut(Entry) -> Result<T, SnapshotError>,
     ) -> Option<T> {
         let mut below = until;
-        while let Some(sequence) = reader.newest_at_or_before(below) {
+        while let Some(sequence) = reader.newest_of(&spec.module, spec.line, below) {
             if sequence <= after {
                 return None;
             }
@@ -194,19 +198,36 @@ impl Files {
         }))
     }
 
-    /// A line's state at a sequence, as a snapshot after `after` and the deltas that lead on from it.
-    /// None if they do not reach so far, or if the code and with it the tables changed in between.
+    /// A line's state at a sequence, as a snapshot after `after` and the deltas that lead on from it; if there
+    /// is nothing in memory either, the deltas from the beginning on. None if they do not reach so far, or if
+    /// the code and with it the tables changed in between. If they are many, it is that of these rows only.
     fn past_view(
         &self,
-        reader: &SnapshotReader,
+        reader: Option<&SnapshotReader>,
         spec: &LineSpec,
         after: u64,
         until: u64,
-        damaged: &mut dyn FnMut(&SnapshotError),
+        rows: Option<PastRange>,
     ) -> Option<PastView> {
-        let mut view = self.newest_of(reader, spec, after, until, damaged, |entry| {
-            Ok(PastView::new(Arc::new(entry.snapshot), entry.index))
-        })?;
+        // A damaged one is told of by the way through memory, which looks at the same ones.
+        let snapshot = reader.and_then(|reader| {
+            self.newest_of(reader, spec, after, until, &mut |_| (), |entry| {
+                Ok(PastView::new(Arc::new(entry.snapshot), entry.index))
+            })
+        });
+        let mut view = match snapshot {
+            Some(view) => view,
+            None if after == 0 => {
+                let tables = spec.steps[0].manifest.tables.len();
+                PastView::empty(u32::try_from(tables).ok()?, spec.first_sequence() - 1)
+            }
+            None => return None,
+        };
+        if let Some(rows) = rows
+            && until - view.sequence() > WHOLE_EVENTS_MAX
+        {
+            view.narrow(rows);
+        }
         if spec.step_at(view.sequence()) != spec.step_at(until) {
             return None;
         }
@@ -347,18 +368,18 @@ impl PastFiles {
         self.shared[partition as usize].snapshots.read().clone()
     }
 
-    /// A line's state at a sequence on disk, from a snapshot after `after`.
+    /// A line's state at a sequence on disk, from a snapshot after `after`; perhaps of these rows only.
     pub(crate) fn past_view(
         &self,
         partition: u32,
         spec: &LineSpec,
         after: u64,
         sequence: u64,
+        rows: Option<PastRange>,
     ) -> Option<PastView> {
-        let reader = self.reader(partition)?;
+        let reader = self.reader(partition);
         let files = &self.files[partition as usize];
-        // A damaged one is told of by the way through memory, which looks at the same ones.
-        files.past_view(&reader, spec, after, sequence, &mut |_| ())
+        files.past_view(reader.as_ref(), spec, after, sequence, rows)
     }
 
     /// As near to a sequence as files bring it.

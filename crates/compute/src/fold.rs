@@ -41,6 +41,9 @@ use crate::store::Store;
 const STEP_EVENTS: u64 = 4096;
 /// Batches that a step applies to one line.
 const STEP_BATCHES: u32 = 256;
+/// Events for which a step writes one more part of a snapshot: so one is done in some hundred thousand
+/// events, also when the log is far ahead, and the fold spends most of its time on events.
+const PART_EVENTS: u64 = 512;
 /// Nanoseconds until a failed read is tried again.
 const READ_RETRY_NS: u64 = 100_000_000;
 
@@ -73,6 +76,8 @@ pub(crate) struct Fold {
     swept: bool,
     /// Sequence of the last snapshot mark that this process asked for.
     mark_asked: u64,
+    /// Events that the last step applied.
+    applied_events: u64,
 }
 
 impl Fold {
@@ -108,6 +113,7 @@ impl Fold {
             read_retry_at: 0,
             swept: false,
             mark_asked: 0,
+            applied_events: 0,
         };
         // Who validates is known before the first append, if the log can be read.
         match fold.read_control() {
@@ -164,7 +170,12 @@ impl Fold {
         if self.config.compute {
             busy |= self.outgoing.pump(now);
             busy |= self.store_deltas(now);
-            busy |= self.store.step(now);
+            for _ in 0..=self.applied_events / PART_EVENTS {
+                if !self.store.step(now) {
+                    break;
+                }
+                busy = true;
+            }
             self.list.write(self.controlled, false);
             // The program of before still finds what it left, until this one has come to the same.
             let is_known = self.controlled > 0 && !self.changed;
@@ -471,6 +482,7 @@ impl Fold {
                 break;
             }
         }
+        self.applied_events = STEP_EVENTS - left;
         if let Some(over) = self.lines.iter().position(Line::is_over) {
             busy |= self.retire(over);
         }
@@ -541,9 +553,12 @@ impl Fold {
         if (due || marked) && applied > line.checkpoint && !ends && !line.is_halted() {
             self.record_checkpoint(index);
         }
+        let line = &mut self.lines[index];
         if marked {
-            let line = &mut self.lines[index];
             line.marked = Some(line.version());
+        } else if !line.is_halted() {
+            let now = self.world.clock.monotonic_ns();
+            self.store.begin_catch_up(line, self.controlled, now);
         }
     }
 

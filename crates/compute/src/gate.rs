@@ -25,6 +25,7 @@ use crate::catalogue::{Catalogue, EPOCH_EVENTS, Generation, LineSpec, Step, is_c
 use crate::control::{Fact, SNAPSHOT_STREAM, decode_control};
 use crate::guest::{Guest, Program};
 use crate::line::Line;
+use crate::past::Rows;
 use crate::programs::{Found, Programs};
 use crate::query::step_of;
 use crate::reader::LogReader;
@@ -328,7 +329,7 @@ impl Validator {
             let Some(runner) = runners.get_mut(module) else {
                 return Some(failed(format!("the state of {module} is not there")));
             };
-            tables.tables.push((runner.view(), *index));
+            tables.tables.push((Rows::Memory(runner.view()), *index));
         }
         let (_, verdicts) = guest.validate(tables, columns);
         let verdicts = match verdicts {

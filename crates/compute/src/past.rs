@@ -8,12 +8,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use truthdb_state::{Fingerprint, PastView, Sink, SnapshotError, View};
+use truthdb_state::{Fingerprint, PastRange, PastView, Sink, SnapshotError, View};
 
 /// Past states that are kept, all modules.
 const STATES_MAX: usize = 32;
 /// Bytes that they take together; the newest is kept whatever it takes.
 const STATES_BYTES_MAX: u64 = 256 << 20;
+
+/// What a question needs of a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All rows, in memory.
+    Memory,
+    /// All rows, wherever they are.
+    All,
+    /// These rows, wherever they are.
+    Range(PastRange),
+}
 
 /// Rows of a version.
 #[derive(Debug, Clone)]
@@ -55,6 +66,15 @@ impl Rows {
         }
     }
 
+    fn has(&self, wanted: &Wanted) -> bool {
+        match (self, wanted) {
+            (Rows::Memory(_), _) => true,
+            (Rows::Disk(_), Wanted::Memory) => false,
+            (Rows::Disk(past), Wanted::All) => past.range().is_none(),
+            (Rows::Disk(past), Wanted::Range(range)) => past.covers(range),
+        }
+    }
+
     fn bytes(&self) -> u64 {
         match self {
             Rows::Memory(view) => view.memory_bytes(),
@@ -72,32 +92,50 @@ pub(crate) struct Moment {
     pub(crate) sequence: u64,
 }
 
+/// A state that is kept.
+struct Kept {
+    of: Moment,
+    rows: Rows,
+    /// Questions about the moment that it could not answer.
+    missed: u32,
+}
+
 /// The states that are kept.
 #[derive(Default)]
-pub(crate) struct PastStates(Mutex<VecDeque<(Moment, Rows)>>);
+pub(crate) struct PastStates(Mutex<VecDeque<Kept>>);
 
 impl PastStates {
-    pub(crate) fn find(&self, moment: &Moment) -> Option<Rows> {
-        let states = self.0.lock();
-        let found = states.iter().find(|(of, _)| of == moment);
-        found.map(|(_, rows)| rows.clone())
+    /// The state of a moment, if it is kept and has what is asked for; else how many questions about the
+    /// moment were in vain before this one.
+    pub(crate) fn find(&self, moment: &Moment, wanted: &Wanted) -> Result<Rows, u32> {
+        let mut states = self.0.lock();
+        let Some(kept) = states.iter_mut().find(|kept| kept.of == *moment) else {
+            return Err(0);
+        };
+        if kept.rows.has(wanted) {
+            return Ok(kept.rows.clone());
+        }
+        kept.missed += 1;
+        Err(kept.missed)
     }
 
-    pub(crate) fn keep(&self, moment: Moment, rows: Rows) {
+    pub(crate) fn keep(&self, of: Moment, rows: Rows) {
         let mut states = self.0.lock();
-        states.retain(|(of, _)| *of != moment);
-        states.push_back((moment, rows));
+        let before = states.iter().position(|kept| kept.of == of);
+        let missed = before.and_then(|at| states.remove(at));
+        let missed = missed.map_or(0, |kept| kept.missed);
+        states.push_back(Kept { of, rows, missed });
         forget_oldest(&mut states, STATES_BYTES_MAX);
     }
 }
 
-fn forget_oldest(states: &mut VecDeque<(Moment, Rows)>, bytes_max: u64) {
-    let mut bytes: u64 = states.iter().map(|(_, rows)| rows.bytes()).sum();
+fn forget_oldest(states: &mut VecDeque<Kept>, bytes_max: u64) {
+    let mut bytes: u64 = states.iter().map(|kept| kept.rows.bytes()).sum();
     while (states.len() > STATES_MAX || bytes > bytes_max)
         && states.len() > 1
-        && let Some((_, rows)) = states.pop_front()
+        && let Some(kept) = states.pop_front()
     {
-        bytes -= rows.bytes();
+        bytes -= kept.rows.bytes();
     }
 }
 
@@ -130,17 +168,23 @@ mod tests {
         for sequence in 0..40 {
             past.keep(moment(sequence), rows(10));
         }
-        let kept = (0..40).filter(|at| past.find(&moment(*at)).is_some());
+        let is_kept = |at: u64| past.find(&moment(at), &Wanted::Memory).is_ok();
+        let kept = (0..40).filter(|at| is_kept(*at));
         assert_eq!(kept.count(), STATES_MAX);
         // Kept once for a moment.
         past.keep(moment(39), rows(10));
-        assert!(past.find(&moment(8)).is_some());
+        assert!(is_kept(8));
 
         let one = rows(100_000).bytes();
-        let mut states = (0..5).map(|at| (moment(at), rows(100_000))).collect();
+        let kept = |at| Kept {
+            of: moment(at),
+            rows: rows(100_000),
+            missed: 0,
+        };
+        let mut states = (0..5).map(kept).collect();
         forget_oldest(&mut states, 3 * one + 1);
         assert_eq!(states.len(), 3);
         forget_oldest(&mut states, 1);
-        assert_eq!(states[0].0, moment(4), "the newest is kept");
+        assert_eq!(states[0].of, moment(4), "the newest is kept");
     }
 }

@@ -9,7 +9,7 @@ use crate::catalogue::{Generation, Step};
 use crate::error::ComputeError;
 use crate::guest::{Guest, Program};
 use crate::programs::Found;
-use crate::read::{Deadline, Reads, State};
+use crate::read::{Ask, Deadline, Reads, State, Unread, table_index, warn_of_damage};
 use crate::request::{At, QUERY_ARGUMENTS_BYTES_MAX, QueryRequest};
 use crate::tables::ReadTables;
 
@@ -40,7 +40,9 @@ impl Reads {
         let operator = self.operator(&request.operator, first, at)?;
         let mut states = Vec::new();
         for partition in asked {
-            states.push(self.states(partition, &operator.generation, request, deadline)?);
+            let at = self.sequence_of(partition, &request.options.at)?;
+            let of = &operator.generation;
+            states.push(self.states(partition, of, at, request, deadline, Ask::All)?);
         }
         let stamps: Vec<Stamp> = states
             .iter()
@@ -59,7 +61,7 @@ impl Reads {
         }
         let (mut parts, mut fuel) = (Vec::new(), 0_u64);
         for states in &states {
-            let (part, used) = self.run_operator(&operator, states, request, deadline)?;
+            let (part, used) = self.run_on(&operator, states, request, deadline)?;
             parts.push(part);
             fuel = fuel.saturating_add(used);
         }
@@ -123,14 +125,16 @@ impl Reads {
         &self,
         partition: u32,
         operator: &Generation,
+        at: Option<u64>,
         request: &QueryRequest,
         deadline: Deadline,
+        ask: Ask<'_>,
     ) -> Result<BTreeMap<String, State>, ComputeError> {
-        let at = self.sequence_of(partition, &request.options.at)?;
+        let options = &request.options;
         let mut states = BTreeMap::new();
         for table in &operator.manifest.tables {
             if !states.contains_key(&table.module) {
-                let state = self.state(partition, &table.module, at, &request.options, deadline)?;
+                let state = self.state(partition, &table.module, at, options, deadline, ask)?;
                 states.insert(table.module.clone(), state);
             }
         }
@@ -138,37 +142,52 @@ impl Reads {
         if let (None, Some(lowest)) = (at, lowest) {
             for (module, state) in &mut states {
                 if state.stamp.sequence > lowest {
-                    *state =
-                        self.state(partition, module, Some(lowest), &request.options, deadline)?;
+                    let at = Some(lowest);
+                    *state = self.state(partition, module, at, options, deadline, ask)?;
                 }
             }
         }
         Ok(states)
     }
 
-    /// The operator's rows of one partition, and the fuel that they took.
-    fn run_operator(
+    /// The operator's rows of one partition, and the fuel that they took. Should a snapshot that it reads in
+    /// be damaged, it is run again on states in memory.
+    fn run_on(
         &self,
         operator: &Operator,
         states: &BTreeMap<String, State>,
         request: &QueryRequest,
         deadline: Deadline,
     ) -> Result<(Page, u64), ComputeError> {
+        let damage = match self.run_operator(operator, states, request, deadline) {
+            Ok(rows) => return Ok(rows),
+            Err(Unread::Answer(error)) => return Err(error),
+            Err(Unread::Snapshot(damage)) => damage,
+        };
+        let stamp = states.values().next().map(|state| &state.stamp);
+        let (partition, sequence) = stamp.map_or((0, 0), |s| (s.partition, s.sequence));
+        warn_of_damage(partition, &request.operator, &damage);
+        let (of, at) = (&operator.generation, Some(sequence));
+        let states = self.states(partition, of, at, request, deadline, Ask::Memory)?;
+        match self.run_operator(operator, &states, request, deadline) {
+            Ok(rows) => Ok(rows),
+            Err(Unread::Answer(error)) => Err(error),
+            Err(Unread::Snapshot(_)) => unreachable!("it was asked for in memory"),
+        }
+    }
+
+    fn run_operator(
+        &self,
+        operator: &Operator,
+        states: &BTreeMap<String, State>,
+        request: &QueryRequest,
+        deadline: Deadline,
+    ) -> Result<(Page, u64), Unread> {
         let mut tables = Box::new(ReadTables::default());
         for table in &operator.generation.manifest.tables {
             let state = states.get(&table.module).expect("every owner was asked");
-            let index = state
-                .manifest
-                .tables
-                .iter()
-                .position(|t| t.name == table.name);
-            let index = index.and_then(|index| u32::try_from(index).ok());
-            let index = index.ok_or_else(|| ComputeError::NoSuchTable {
-                module: table.module.clone(),
-                table: table.name.clone(),
-                tables: crate::read::table_names(&state.manifest).join(", "),
-            })?;
-            tables.tables.push((state.view.clone(), index));
+            let index = table_index(&table.module, &state.manifest, &table.name)?;
+            tables.tables.push((state.rows.clone(), index));
         }
         let stamp = states.values().next().map(|state| state.stamp.clone());
         let partition = stamp.as_ref().map_or(0, |stamp| stamp.partition);
@@ -180,17 +199,20 @@ impl Reads {
             deadline.left(&self.world)?;
             let (back, answer) = guest.run(tables, &moment, &request.arguments, &resume);
             tables = back;
+            if let Some(damage) = tables.damaged.take() {
+                return Err(damage.into());
+            }
             let answer = answer.map_err(|halt| failed(&request.operator, &halt))?;
             for (key, value) in answer.rows.rows() {
                 part.push(key, value);
             }
             if part.data.len() > QUERY_PART_BYTES_MAX {
-                return Err(ComputeError::Guest {
+                return Err(Unread::Answer(ComputeError::Guest {
                     module: request.operator.clone(),
                     reason: format!(
                         "its rows of partition {partition} exceed QUERY_PART_BYTES_MAX, {QUERY_PART_BYTES_MAX} bytes"
                     ),
-                });
+                }));
             }
             if !answer.rows.more {
                 return Ok((part, guest.fuel_used()));

@@ -13,14 +13,14 @@ use std::time::Duration;
 use truthdb_engine::{Direction, Engine, Filter, ReadFrom, ReadRequest};
 use truthdb_io::World;
 use truthdb_module::Manifest;
-use truthdb_state::{SnapshotError, Tables, View};
+use truthdb_state::{PastRange, SnapshotError, Tables, View};
 
 use crate::answer::{FoldState, Row, RowsAnswer, Stamp};
 use crate::catalogue::LineSpec;
 use crate::config::ComputeConfig;
 use crate::error::{ComputeError, chain};
 use crate::files::PastFiles;
-use crate::past::{Moment, PastStates, Rows};
+use crate::past::{Moment, PastStates, Rows, Wanted};
 use crate::programs::Programs;
 use crate::reader::{LogReader, time_in_log};
 use crate::request::{At, GetRequest, PAGE_BYTES_MAX, PAGE_ROWS_MAX, ReadOptions, ScanRequest};
@@ -28,19 +28,22 @@ use crate::runner::{Runner, Source};
 use crate::shared::{PartitionShared, Version};
 use crate::token::Token;
 
+/// Questions about one moment whose rows are made for each alone; after these, the state is made for all.
+const NARROW_QUESTIONS: u32 = 4;
+
 /// Version of page tokens.
 const PAGE_TOKEN_VERSION: u8 = 1;
 
 /// A state that can be read.
 #[derive(Debug, Clone)]
-pub(crate) struct State<R = View> {
-    pub(crate) view: R,
+pub(crate) struct State {
+    pub(crate) rows: Rows,
     pub(crate) stamp: Stamp,
     pub(crate) manifest: Arc<Manifest>,
 }
 
 /// Why a state could not be read.
-enum Unread {
+pub(crate) enum Unread {
     /// The question cannot be answered.
     Answer(ComputeError),
     /// The snapshot that it lies in: it can still be made in memory.
@@ -190,26 +193,6 @@ impl Reads {
         }
     }
 
-    /// A module's state at a sequence (none: as far as applied, but at least `least`), in memory.
-    pub(crate) fn state(
-        &self,
-        partition: u32,
-        module: &str,
-        at: Option<u64>,
-        options: &ReadOptions,
-        deadline: Deadline,
-    ) -> Result<State, ComputeError> {
-        let state = self.rows(partition, module, at, options, deadline, false)?;
-        let Rows::Memory(view) = state.view else {
-            unreachable!("it was asked for in memory");
-        };
-        Ok(State {
-            view,
-            stamp: state.stamp,
-            manifest: state.manifest,
-        })
-    }
-
     /// What `read` makes of a module's state, which may lie in a snapshot; should that turn out to be
     /// damaged, the state is made in memory, from an older one or the log.
     fn with_rows<T>(
@@ -218,22 +201,19 @@ impl Reads {
         module: &str,
         options: &ReadOptions,
         deadline: Deadline,
-        read: impl Fn(&State<Rows>) -> Result<T, Unread>,
+        range: &NamedRange<'_>,
+        read: impl Fn(&State) -> Result<T, Unread>,
     ) -> Result<(T, Stamp), ComputeError> {
         let at = self.sequence_of(partition, &options.at)?;
-        let state = self.rows(partition, module, at, options, deadline, true)?;
+        let ask = Ask::Range(range);
+        let state = self.state(partition, module, at, options, deadline, ask)?;
         match read(&state) {
             Ok(answer) => return Ok((answer, state.stamp)),
             Err(Unread::Answer(error)) => return Err(error),
-            Err(Unread::Snapshot(error)) => tracing::warn!(
-                partition,
-                module,
-                error = %chain(&error),
-                "a snapshot is damaged; an older one or the log is used"
-            ),
+            Err(Unread::Snapshot(error)) => warn_of_damage(partition, module, &error),
         }
         let at = Some(state.stamp.sequence);
-        let state = self.rows(partition, module, at, options, deadline, false)?;
+        let state = self.state(partition, module, at, options, deadline, Ask::Memory)?;
         match read(&state) {
             Ok(answer) => Ok((answer, state.stamp)),
             Err(Unread::Answer(error)) => Err(error),
@@ -241,16 +221,16 @@ impl Reads {
         }
     }
 
-    /// A module's state at a sequence; on disk only if `may_be_on_disk`.
-    fn rows(
+    /// A module's state at a sequence; none: as far as applied.
+    pub(crate) fn state(
         &self,
         partition: u32,
         module: &str,
         at: Option<u64>,
         options: &ReadOptions,
         deadline: Deadline,
-        may_be_on_disk: bool,
-    ) -> Result<State<Rows>, ComputeError> {
+        ask: Ask<'_>,
+    ) -> Result<State, ComputeError> {
         let least = options
             .min_sequence
             .as_ref()
@@ -290,7 +270,7 @@ impl Reads {
         };
         let line = generation.line;
         let spec = Arc::new(catalogue.line(module, line).ok_or_else(no_module)?);
-        let (reached, view) = match at {
+        let (reached, rows) = match at {
             None => {
                 // A generation that took over a moment ago answers from its first turn on.
                 let mut least = least;
@@ -304,7 +284,13 @@ impl Reads {
                 }
             }
             Some(sequence) => {
-                let rows = self.past(&spec, partition, sequence, deadline, may_be_on_disk)?;
+                let manifest = &spec.steps[spec.step_at(sequence)].manifest;
+                let wanted = match ask {
+                    Ask::Memory => Wanted::Memory,
+                    Ask::All => Wanted::All,
+                    Ask::Range(range) => Wanted::Range(range.of(module, manifest)?),
+                };
+                let rows = self.past(&spec, partition, sequence, deadline, &wanted)?;
                 (sequence, rows)
             }
         };
@@ -316,10 +302,10 @@ impl Reads {
             module_hash: step.hash,
             sequence: reached,
             timestamp_ns: time_in_log(&self.engine, partition, reached).unwrap_or(0),
-            fingerprint: view.fingerprint(),
+            fingerprint: rows.fingerprint(),
         };
         Ok(State {
-            view,
+            rows,
             stamp,
             manifest: Arc::clone(&step.manifest),
         })
@@ -414,7 +400,7 @@ impl Reads {
         partition: u32,
         sequence: u64,
         deadline: Deadline,
-        may_be_on_disk: bool,
+        wanted: &Wanted,
     ) -> Result<Rows, ComputeError> {
         if sequence < spec.first_sequence() {
             let count = u32::try_from(spec.steps[0].manifest.tables.len()).unwrap_or(0);
@@ -439,15 +425,20 @@ impl Reads {
             line,
             sequence,
         };
-        let kept = self.past.find(&moment);
-        if let Some(rows) = kept.filter(|rows| may_be_on_disk || matches!(rows, Rows::Memory(_))) {
-            return Ok(rows);
-        }
+        let asked_before = match self.past.find(&moment, wanted) {
+            Ok(rows) => return Ok(rows),
+            Err(asked_before) => asked_before,
+        };
         // What is in memory is nearer than any snapshot before it.
         let after = base.as_ref().map_or(0, |(version, _)| version.sequence);
-        let on_disk = may_be_on_disk
-            .then(|| self.files.past_view(partition, spec, after, sequence))
-            .flatten();
+        let on_disk = match wanted {
+            Wanted::Memory => None,
+            Wanted::All => self.files.past_view(partition, spec, after, sequence, None),
+            Wanted::Range(rows) => {
+                let rows = (asked_before < NARROW_QUESTIONS).then(|| rows.clone());
+                self.files.past_view(partition, spec, after, sequence, rows)
+            }
+        };
         let rows = match on_disk {
             Some(view) => Rows::Disk(Arc::new(view)),
             None => {
@@ -516,17 +507,6 @@ impl Reads {
         Ok(())
     }
 
-    fn table<R>(&self, state: &State<R>, table: &str) -> Result<u32, ComputeError> {
-        let found = state.manifest.tables.iter().position(|t| t.name == table);
-        found
-            .and_then(|index| u32::try_from(index).ok())
-            .ok_or_else(|| ComputeError::NoSuchTable {
-                module: state.stamp.module.clone(),
-                table: table.to_owned(),
-                tables: table_names(&state.manifest).join(", "),
-            })
-    }
-
     /// One key.
     pub(crate) fn get(&self, request: &GetRequest) -> Result<RowsAnswer, ComputeError> {
         self.require_query()?;
@@ -538,10 +518,15 @@ impl Reads {
         };
         for partition in self.asked(request.partition, &request.options)? {
             let (module, options) = (&request.module, &request.options);
-            let (value, stamp) = self.with_rows(partition, module, options, deadline, |state| {
-                let table = self.table(state, &request.table)?;
-                Ok(state.view.get(table, &request.key)?)
-            })?;
+            let range = NamedRange {
+                table: &request.table,
+                rows: PastRange::of_key(0, &request.key),
+            };
+            let (value, stamp) =
+                self.with_rows(partition, module, options, deadline, &range, |state| {
+                    let table = table_index(module, &state.manifest, &request.table)?;
+                    Ok(state.rows.get(table, &request.key)?)
+                })?;
             if let Some(value) = value {
                 answer.rows.push(Row {
                     partition,
@@ -572,10 +557,19 @@ impl Reads {
         let mut stamps = Vec::new();
         for partition in self.asked(request.partition, &request.options)? {
             let (module, options) = (&request.module, &request.options);
-            let (page, stamp) = self.with_rows(partition, module, options, deadline, |state| {
-                let table = self.table(state, &request.table)?;
-                Ok(partition_page(&state.view, table, partition, &request)?)
-            })?;
+            let range = NamedRange {
+                table: &request.table,
+                rows: PastRange {
+                    table: 0,
+                    start: request.start.clone(),
+                    end: request.end.clone(),
+                },
+            };
+            let (page, stamp) =
+                self.with_rows(partition, module, options, deadline, &range, |state| {
+                    let table = table_index(module, &state.manifest, &request.table)?;
+                    Ok(partition_page(&state.rows, table, partition, &request)?)
+                })?;
             pages.push(page);
             stamps.push(stamp);
         }
@@ -587,6 +581,57 @@ impl Reads {
         };
         Ok(RowsAnswer { rows, stamps, next })
     }
+}
+
+/// What a question needs of a state.
+#[derive(Clone, Copy)]
+pub(crate) enum Ask<'a> {
+    /// All rows, in memory: nothing that can be damaged is between.
+    Memory,
+    /// All rows.
+    All,
+    /// These rows.
+    Range(&'a NamedRange<'a>),
+}
+
+/// Rows of a table that is known by its name; its index in `rows` is not filled in.
+pub(crate) struct NamedRange<'a> {
+    table: &'a str,
+    rows: PastRange,
+}
+
+impl NamedRange<'_> {
+    /// The rows in the tables of a manifest.
+    fn of(&self, module: &str, manifest: &Manifest) -> Result<PastRange, ComputeError> {
+        Ok(PastRange {
+            table: table_index(module, manifest, self.table)?,
+            ..self.rows.clone()
+        })
+    }
+}
+
+pub(crate) fn warn_of_damage(partition: u32, module: &str, error: &SnapshotError) {
+    tracing::warn!(
+        partition,
+        module,
+        error = %chain(error),
+        "a snapshot is damaged; an older one or the log is used"
+    );
+}
+
+pub(crate) fn table_index(
+    module: &str,
+    manifest: &Manifest,
+    table: &str,
+) -> Result<u32, ComputeError> {
+    let found = manifest.tables.iter().position(|t| t.name == table);
+    found
+        .and_then(|index| u32::try_from(index).ok())
+        .ok_or_else(|| ComputeError::NoSuchTable {
+            module: module.to_owned(),
+            table: table.to_owned(),
+            tables: table_names(manifest).join(", "),
+        })
 }
 
 pub(crate) fn table_names(manifest: &Manifest) -> Vec<String> {

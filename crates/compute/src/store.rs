@@ -30,11 +30,17 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// Files that one step removes.
 const REMOVE_FILES: usize = 16;
 
+/// Snapshots that a fold takes of a line that is far behind the log, in the distance of those on marks.
+/// Behind them lie at most as many deltas as a question about few rows reads over in a moment.
+const CATCH_UP_INTERVALS: u64 = 4;
+
 /// A delta log that is written.
 struct Writing {
     writer: Option<DeltaWriter>,
     /// Last sequence that the log accounts for, or would.
     last: u64,
+    /// Where a snapshot was last begun, or the line went on.
+    snapshot: u64,
 }
 
 /// What the fold of a partition writes.
@@ -129,6 +135,7 @@ impl Store {
         let writing = Writing {
             writer: None,
             last: applied,
+            snapshot: applied,
         };
         self.writing.insert((module.to_owned(), line), writing);
     }
@@ -230,23 +237,62 @@ impl Store {
             return false;
         }
         self.begun = mark;
-        let partition = self.files.place.partition;
-        let time = time_in_log(&self.files.engine, partition, mark);
-        let mut inputs: Vec<SnapshotInput> = lines
+        let inputs: Vec<SnapshotInput> = lines
             .iter_mut()
-            .filter_map(|line| input_of(&self.files, line, mark))
+            .filter_map(|line| input_at(&self.files, line, mark))
             .collect();
+        self.begin(mark, inputs, now)
+    }
+
+    /// Begins a snapshot of one line where it stands, if it is far behind the log's end and from its last
+    /// one: marks are served when all lines have come to the newest, and until then, or in a rebuild, there
+    /// would be none. It must stand where a fold may go on. Those that retention would not keep are not made.
+    pub(crate) fn begin_catch_up(&mut self, line: &mut Line, end: u64, now: u64) -> bool {
+        let every = self.config.snapshot_every_events;
+        let applied = line.runner.applied;
+        let behind = end.saturating_sub(applied);
+        if every == 0 || behind < every.saturating_mul(2) || line.stored_through() < applied {
+            return false;
+        }
+        let slot = self.config.snapshot_retention.slot(behind);
+        let distance = every.saturating_mul(CATCH_UP_INTERVALS).max(slot);
+        let key = (line.spec().module.clone(), line.spec().line);
+        let is_due = |writing: &Writing| applied / distance > writing.snapshot / distance;
+        // A place with a snapshot of other lines is passed over.
+        let is_free = |snapshots: &SnapshotStore| {
+            snapshots.in_progress().is_none() && !snapshots.sequences().contains(&applied)
+        };
+        if !self.writing.get(&key).is_some_and(is_due)
+            || !self.snapshots.as_ref().is_some_and(is_free)
+        {
+            return false;
+        }
+        let version = line.version();
+        let input = input_of(&self.files, line, version);
+        self.begin(applied, vec![input], now)
+    }
+
+    fn begin(&mut self, sequence: u64, mut inputs: Vec<SnapshotInput>, now: u64) -> bool {
+        let partition = self.partition();
         inputs.sort_by(|a, b| {
             (&a.state.module, a.state.generation).cmp(&(&b.state.module, b.state.generation))
         });
-        let (Some(time), false) = (time, inputs.is_empty()) else {
+        let time = time_in_log(&self.files.engine, partition, sequence);
+        let (Some(time), Some(snapshots), false) = (time, &mut self.snapshots, inputs.is_empty())
+        else {
             return false;
         };
-        match snapshots.begin(mark, time, inputs) {
+        for SnapshotInput { state, .. } in &inputs {
+            let key = (state.module.clone(), state.generation);
+            if let Some(writing) = self.writing.get_mut(&key) {
+                writing.snapshot = writing.snapshot.max(state.applied_sequence);
+            }
+        }
+        match snapshots.begin(sequence, time, inputs) {
             Ok(()) => true,
             Err(SnapshotError::Exists { .. }) => false,
             Err(error) => {
-                tracing::warn!(partition, sequence = mark, error = %chain(&error),
+                tracing::warn!(partition, sequence, error = %chain(&error),
                     "no snapshot was made; the next one is tried at the next mark");
                 self.retry_at = Some(now + RETRY_NS);
                 false
@@ -378,7 +424,7 @@ impl Store {
 
 /// What of a line goes into a snapshot at a mark: the version at the mark, or at the last place before
 /// it from which a fold may go on.
-fn input_of(files: &Files, line: &mut Line, mark: u64) -> Option<SnapshotInput> {
+fn input_at(files: &Files, line: &mut Line, mark: u64) -> Option<SnapshotInput> {
     let marked = line
         .marked
         .take()
@@ -389,13 +435,17 @@ fn input_of(files: &Files, line: &mut Line, mark: u64) -> Option<SnapshotInput> 
         let usable = |v: &&Version| v.sequence <= mark && v.sequence <= stored;
         public.retained.iter().rev().find(usable).cloned()
     })?;
+    Some(input_of(files, line, version))
+}
+
+fn input_of(files: &Files, line: &Line, version: Version) -> SnapshotInput {
     let spec = line.spec();
     let step = &spec.steps[spec.step_at(version.sequence)];
     let tables = step.manifest.tables.iter().map(|table| SnapshotTable {
         name: table.name.clone(),
         version: table.version,
     });
-    Some(SnapshotInput {
+    SnapshotInput {
         state: SnapshotState {
             module: spec.module.clone(),
             generation: spec.line,
@@ -405,5 +455,5 @@ fn input_of(files: &Files, line: &mut Line, mark: u64) -> Option<SnapshotInput> 
             tables: tables.collect(),
         },
         view: version.view,
-    })
+    }
 }

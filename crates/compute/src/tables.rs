@@ -1,7 +1,9 @@
 //! The tables that guests see: those of the fold, which can be written, and versions to read.
 
 use truthdb_module::{KeyRange, PAGE_BYTES_MAX, Page, StateFault, StateRead, StateWrite};
-use truthdb_state::{Tables, View};
+use truthdb_state::{SnapshotError, Tables};
+
+use crate::past::Rows;
 
 /// Bytes of keys and values that one batch may write, all its writes together.
 pub const BATCH_WRITE_BYTES_MAX: u64 = 64 << 20;
@@ -28,7 +30,9 @@ impl FoldTables {
 #[derive(Debug, Default)]
 pub struct ReadTables {
     /// For each table of the guest: the version, and the table's index in it.
-    pub(crate) tables: Vec<(View, u32)>,
+    pub(crate) tables: Vec<(Rows, u32)>,
+    /// The snapshot that a version lies in could not be read: the call's failure is not the guest's.
+    pub(crate) damaged: Option<SnapshotError>,
 }
 
 fn fault(error: truthdb_state::TableError) -> StateFault {
@@ -97,20 +101,26 @@ impl StateWrite for FoldTables {
     }
 }
 
-impl ReadTables {
-    fn table(&self, table: u32) -> Result<(&View, u32), StateFault> {
-        let index = usize::try_from(table).unwrap_or(usize::MAX);
-        let found = self.tables.get(index).ok_or_else(|| StateFault {
-            reason: format!("there is no table {table}"),
-        })?;
-        Ok((&found.0, found.1))
-    }
+/// A version, and the table's index in it.
+fn find(tables: &[(Rows, u32)], table: u32) -> Result<(&Rows, u32), StateFault> {
+    let index = usize::try_from(table).unwrap_or(usize::MAX);
+    let (rows, table) = tables.get(index).ok_or_else(|| StateFault {
+        reason: format!("there is no table {table}"),
+    })?;
+    Ok((rows, *table))
+}
+
+fn note_damage(damaged: &mut Option<SnapshotError>, error: SnapshotError) -> StateFault {
+    let reason = crate::error::chain(&error);
+    *damaged = Some(error);
+    StateFault { reason }
 }
 
 impl StateRead for ReadTables {
     fn get(&mut self, table: u32, key: &[u8]) -> Result<Option<Vec<u8>>, StateFault> {
-        let (view, table) = self.table(table)?;
-        Ok(view.get(table, key).map(<[u8]>::to_vec))
+        let (rows, table) = find(&self.tables, table)?;
+        rows.get(table, key)
+            .map_err(|error| note_damage(&mut self.damaged, error))
     }
 
     fn scan(
@@ -120,18 +130,13 @@ impl StateRead for ReadTables {
         limit: u32,
         reverse: bool,
     ) -> Result<Page, StateFault> {
-        let (view, table) = self.table(table)?;
+        let (rows, table) = find(&self.tables, table)?;
         let mut page = Page::default();
-        let end = range.end.as_deref();
-        let more = view.scan(
-            table,
-            &range.start,
-            end,
-            limit.into(),
-            reverse,
-            &mut |key, value| take(&mut page, key, value),
-        );
-        page.more = more;
+        let range = (&range.start[..], range.end.as_deref());
+        let more = rows.scan(table, range, limit.into(), reverse, &mut |key, value| {
+            take(&mut page, key, value)
+        });
+        page.more = more.map_err(|error| note_damage(&mut self.damaged, error))?;
         Ok(page)
     }
 }

@@ -38,7 +38,7 @@ pub(crate) fn read(file: &dyn File, offset: u64, bytes: usize) -> io::Result<Vec
     let mut at = offset - offset % block;
     let wanted = skip.saturating_add(bytes);
     let mut buf = AlignedBuf::new_zeroed(align(wanted.min(PIECE_BYTES)));
-    let mut read = Vec::new();
+    let mut read = Vec::with_capacity(align(wanted.min(PIECE_BYTES)));
     while read.len() < wanted {
         let piece = align((wanted - read.len()).min(PIECE_BYTES));
         let got = file.read_at(&mut buf, piece, at)?;

@@ -75,12 +75,12 @@ impl SnapshotStore {
     fn begin_collection(&mut self) -> Result<(), SnapshotError> {
         let (unread, live) = {
             let published = self.shared.published();
-            let unread = published.iter().find(|(_, p)| p.chunks.is_none());
+            let unread = published.iter().find(|(_, p)| p.contents.is_none());
             let unread = unread.map(|(sequence, _)| *sequence);
-            let chunks = published.values().filter_map(|p| p.chunks.as_deref());
+            let contents = published.values().filter_map(|p| p.contents.as_ref());
             let live: BTreeSet<ChunkHash> = match unread {
                 Some(_) => BTreeSet::new(),
-                None => chunks.flatten().copied().collect(),
+                None => contents.flat_map(|c| &c.chunks).copied().collect(),
             };
             (unread, live)
         };

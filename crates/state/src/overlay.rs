@@ -4,6 +4,7 @@
 //! value. A merged scan tells each row once, and where both have a key the overlay's word counts.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use crate::builder::TreeBuilder;
@@ -11,6 +12,7 @@ use crate::changes::{Change, Changes};
 use crate::cursor::{Cursor, Sink};
 use crate::limits::{small, to_usize};
 use crate::packed::head;
+use crate::past::PastRange;
 use crate::tree::Tree;
 
 /// The first byte of a value in an overlay.
@@ -48,31 +50,52 @@ fn tag<'t>(value: Option<&[u8]>, tagged: &'t mut Vec<u8>) -> &'t [u8] {
 pub(crate) struct Gathered {
     batches: Vec<Changes>,
     rows: Vec<GatheredRow>,
+    /// What all keys of a table begin with, by table.
+    prefixes: BTreeMap<u32, Vec<u8>>,
     bytes: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct GatheredRow {
     table: u32,
-    /// The beginning of the key.
-    head: u64,
     /// Which batch: the later one counts.
     batch: u32,
     offset: u32,
+    /// The beginning of the key behind the table's prefix, once that is known.
+    head: u64,
 }
 
 impl Gathered {
-    /// Adds those changes of a batch that `wanted` says.
-    pub(crate) fn add(&mut self, changes: Changes, wanted: impl Fn(&Change<'_>) -> bool) {
+    /// Adds the changes of a batch; with a range only those in it.
+    pub(crate) fn add(&mut self, changes: Changes, range: Option<&PastRange>) {
         let batch = small(self.batches.len());
         let before = self.rows.len();
-        let wanted = changes.iter_offsets().filter(|(_, change)| wanted(change));
-        self.rows.extend(wanted.map(|(offset, change)| GatheredRow {
-            table: change.table,
-            head: head(change.key),
-            batch,
-            offset,
-        }));
+        let mut last: Option<(u32, &[u8])> = None;
+        for (offset, change) in changes.iter_offsets() {
+            let Change { table, key, .. } = change;
+            match range {
+                Some(range) if range.is_before(table, key) => break,
+                Some(range) if !range.holds(table, key) => continue,
+                _ => {}
+            }
+            // Keys ascend: what the first and the last one share, all do.
+            if last.is_none_or(|(of, _)| of != table) {
+                if let Some((of, key)) = last {
+                    share(&mut self.prefixes, of, key);
+                }
+                share(&mut self.prefixes, table, key);
+            }
+            last = Some((table, key));
+            self.rows.push(GatheredRow {
+                table,
+                batch,
+                offset,
+                head: 0,
+            });
+        }
+        if let Some((table, key)) = last {
+            share(&mut self.prefixes, table, key);
+        }
         if self.rows.len() > before {
             self.bytes += changes.encoded().len();
             self.batches.push(changes);
@@ -89,15 +112,22 @@ impl Gathered {
     /// # Panics
     /// If a change is of a table without overlay.
     pub(crate) fn fold_into(&mut self, overlays: &mut [Tree]) {
-        let batches = std::mem::take(&mut self.batches);
-        let mut rows = std::mem::take(&mut self.rows);
-        self.bytes = 0;
+        let Gathered {
+            batches,
+            mut rows,
+            prefixes,
+            ..
+        } = std::mem::take(self);
         let change = |row: &GatheredRow| batches[to_usize(row.batch.into())].at(row.offset);
-        rows.sort_unstable_by(|a, b| {
+        for row in &mut rows {
+            let prefix = prefixes.get(&row.table).map_or(0, Vec::len);
+            row.head = head(&change(row).key[prefix..]);
+        }
+        // Each batch is a run in order: a stable sort merges runs, and keeps the later batch behind.
+        rows.sort_by(|a, b| {
             (a.table, a.head)
                 .cmp(&(b.table, b.head))
                 .then_with(|| change(a).key.cmp(change(b).key))
-                .then_with(|| a.batch.cmp(&b.batch))
         });
         let mut tagged = Vec::new();
         for rows in rows.chunk_by(|a, b| a.table == b.table) {
@@ -106,7 +136,9 @@ impl Gathered {
             let mut rows = rows.iter().peekable();
             while let Some(row) = rows.next() {
                 let Change { key, value, .. } = change(row);
-                if rows.peek().is_some_and(|next| change(next).key == key) {
+                let is_written_later =
+                    |next: &&GatheredRow| next.head == row.head && change(next).key == key;
+                if rows.peek().is_some_and(is_written_later) {
                     continue;
                 }
                 match &mut built {
@@ -119,6 +151,13 @@ impl Gathered {
             }
         }
     }
+}
+
+/// Makes the prefix of a table's keys one of this key too.
+fn share(prefixes: &mut BTreeMap<u32, Vec<u8>>, table: u32, key: &[u8]) {
+    let prefix = prefixes.entry(table).or_insert_with(|| key.to_vec());
+    let shared = prefix.iter().zip(key).take_while(|(a, b)| a == b).count();
+    prefix.truncate(shared);
 }
 
 /// Rows in order, one at a time.

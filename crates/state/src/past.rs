@@ -15,7 +15,7 @@ use crate::delta_record::DeltaRecord;
 use crate::fingerprint::Fingerprint;
 use crate::limits::small;
 use crate::overlay::{Gathered, Rows, scan_merged, written};
-use crate::snapshot::SnapshotState;
+use crate::snapshot::{SnapshotEntry, SnapshotState};
 use crate::store::{Snapshot, SnapshotError};
 use crate::tables::TableError;
 use crate::tree::Tree;
@@ -27,8 +27,8 @@ const GATHERED_BYTES_MAX: usize = 64 << 20;
 
 /// The state of one module in one partition at a sequence of the past. Readable by several threads.
 pub struct PastView {
-    snapshot: Arc<Snapshot>,
-    entry: usize,
+    /// The snapshot, and the entry of it; none if everything is in the deltas.
+    base: Option<(Arc<Snapshot>, usize)>,
     sequence: u64,
     fingerprint: Fingerprint,
     overlay: Vec<Tree>,
@@ -59,10 +59,16 @@ impl PastRange {
         }
     }
 
-    fn holds(&self, table: u32, key: &[u8]) -> bool {
+    pub(crate) fn holds(&self, table: u32, key: &[u8]) -> bool {
         table == self.table
             && key >= &self.start[..]
             && self.end.as_ref().is_none_or(|end| key < &end[..])
+    }
+
+    /// Whether all of it lies before a row.
+    pub(crate) fn is_before(&self, table: u32, key: &[u8]) -> bool {
+        let is_beyond = |end: &Vec<u8>| key >= &end[..];
+        table > self.table || table == self.table && self.end.as_ref().is_some_and(is_beyond)
     }
 
     fn holds_range(&self, table: u32, start: &[u8], end: Option<&[u8]>) -> bool {
@@ -78,7 +84,7 @@ impl PastRange {
 impl std::fmt::Debug for PastView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PastView")
-            .field("state", self.state())
+            .field("state", &self.state())
             .field("sequence", &self.sequence)
             .finish_non_exhaustive()
     }
@@ -95,8 +101,19 @@ impl PastView {
             sequence: saved.state.applied_sequence,
             fingerprint: saved.fingerprint,
             overlay: saved.state.tables.iter().map(|_| Tree::default()).collect(),
-            snapshot,
-            entry,
+            base: Some((snapshot, entry)),
+            range: None,
+            kept: Mutex::default(),
+        }
+    }
+
+    /// The state before any change: so many tables without rows, as of a sequence.
+    pub fn empty(table_count: u32, sequence: u64) -> PastView {
+        PastView {
+            base: None,
+            sequence,
+            fingerprint: Fingerprint::EMPTY,
+            overlay: (0..table_count).map(|_| Tree::default()).collect(),
             range: None,
             kept: Mutex::default(),
         }
@@ -108,9 +125,25 @@ impl PastView {
         self.range = Some(range);
     }
 
-    /// Whose state it is, as the snapshot says; its applied sequence is that of the snapshot.
-    pub fn state(&self) -> &SnapshotState {
-        &self.snapshot.manifest().entries[self.entry].state
+    /// The only rows that may be asked for, if not all.
+    pub fn range(&self) -> Option<&PastRange> {
+        self.range.as_ref()
+    }
+
+    /// Whether these rows may be asked for.
+    pub fn covers(&self, rows: &PastRange) -> bool {
+        let own = self.range.as_ref();
+        own.is_none_or(|own| own.holds_range(rows.table, &rows.start, rows.end.as_deref()))
+    }
+
+    fn base(&self) -> Option<&SnapshotEntry> {
+        let (snapshot, entry) = self.base.as_ref()?;
+        Some(&snapshot.manifest().entries[*entry])
+    }
+
+    /// What the snapshot says whose state it is; its applied sequence is that of the snapshot.
+    pub fn state(&self) -> Option<&SnapshotState> {
+        Some(&self.base()?.state)
     }
 
     /// Last sequence that is folded into the state.
@@ -185,10 +218,7 @@ impl PastView {
         }
         self.sequence = record.last_sequence;
         self.fingerprint = record.fingerprint_after;
-        gathered.add(record.changes, |change| {
-            let range = self.range.as_ref();
-            range.is_none_or(|range| range.holds(change.table, change.key))
-        });
+        gathered.add(record.changes, self.range.as_ref());
         Ok(())
     }
 
@@ -198,7 +228,7 @@ impl PastView {
 
     /// The chunks of a table, and the index of the first in the entry.
     fn chunks(&self, table: u32) -> (usize, &[ChunkRef]) {
-        let all = &self.snapshot.manifest().entries[self.entry].chunks;
+        let all = self.base().map_or(&[][..], |entry| &entry.chunks);
         let start = all.partition_point(|chunk| chunk.table < table);
         let end = all.partition_point(|chunk| chunk.table <= table);
         (start, &all[start..end])
@@ -215,8 +245,9 @@ impl PastView {
                 return Ok(chunk);
             }
         }
-        let reference = &self.snapshot.manifest().entries[self.entry].chunks[at];
-        let chunk = Arc::new(self.snapshot.chunk(reference)?);
+        let (snapshot, entry) = self.base.as_ref().expect("chunks are those of a snapshot");
+        let reference = &snapshot.manifest().entries[*entry].chunks[at];
+        let chunk = Arc::new(snapshot.chunk(reference)?);
         let mut kept = kept();
         if kept.len() >= CHUNKS_KEPT {
             kept.remove(0);

@@ -14,7 +14,7 @@ use crate::canary::{Canary, planted};
 use crate::chunk::{Chunk, ChunkHash, ChunkPosition, ChunkRef};
 use crate::limits::{NAME_BYTES_MAX, TABLES_MAX, to_u64};
 use crate::snapshot::{SNAPSHOT_ENTRIES_MAX, SnapshotEntry, SnapshotManifest, SnapshotState};
-use crate::store::{NEW_SUFFIX, Published, SnapshotError, SnapshotStore, io_error};
+use crate::store::{Contents, NEW_SUFFIX, Published, SnapshotError, SnapshotStore, io_error};
 use crate::view::View;
 
 /// One state that goes into a snapshot.
@@ -107,7 +107,7 @@ impl SnapshotStore {
         }
         inputs.sort_by(|a, b| name(&a.state).cmp(&name(&b.state)));
         check(sequence, &inputs);
-        let present = self.present_chunks()?;
+        let present = self.present_chunks(&inputs)?;
         let entries = inputs.iter().map(|input| SnapshotEntry {
             state: SnapshotState {
                 applied_sequence: input.state.applied_sequence + shift,
@@ -141,27 +141,31 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// The chunks that the newest readable snapshot refers to and that are there.
-    fn present_chunks(&self) -> Result<BTreeSet<ChunkHash>, SnapshotError> {
-        let mut referred = None;
+    /// The chunks that are there and that, for one of these states, the newest readable snapshot that has
+    /// it refers to.
+    fn present_chunks(
+        &self,
+        inputs: &[SnapshotInput],
+    ) -> Result<BTreeSet<ChunkHash>, SnapshotError> {
+        let mut wanted: BTreeSet<(&str, u32)> = inputs.iter().map(|i| name(&i.state)).collect();
+        let mut referred = BTreeSet::new();
         for sequence in self.sequences().into_iter().rev() {
-            let known = {
-                let published = self.shared.published();
-                published.get(&sequence).and_then(|p| p.chunks.clone())
-            };
-            if known.is_some() {
-                referred = known;
-                break;
-            }
             // A damaged one is found out by whoever loads it.
-            if let Ok(manifest) = self.shared.read_manifest(sequence) {
-                referred = Some(Arc::new(manifest.chunks().collect()));
+            let Ok(contents) = self.shared.contents(sequence) else {
+                continue;
+            };
+            let before = wanted.len();
+            wanted.retain(|(module, generation)| !contents.has(module, *generation));
+            if wanted.len() < before {
+                referred.extend(contents.chunks.iter().copied());
+            }
+            if wanted.is_empty() {
                 break;
             }
         }
-        let Some(referred) = referred else {
-            return Ok(BTreeSet::new());
-        };
+        if referred.is_empty() {
+            return Ok(referred);
+        }
         let there = self.listed_chunks()?;
         Ok(referred.intersection(&there).copied().collect())
     }
@@ -273,22 +277,23 @@ impl SnapshotStore {
     fn publish(&mut self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
         let sequence = writer.manifest.sequence;
         let (new, path) = (self.new_path(writer), self.shared.manifest_path(sequence));
-        let chunks = Arc::new(std::mem::take(&mut writer.needed));
+        let contents = Arc::new(Contents::of(&writer.manifest));
+        let chunks = &contents.chunks;
         let mut published = Published::default();
-        published.chunks = Some(Arc::clone(&chunks));
+        published.contents = Some(Arc::clone(&contents));
         if let Err(error) = self.shared.storage.durable_rename(&new, &path) {
             // It may be published all the same. If it cannot be removed, its chunks must stay.
             if blocks::remove(&*self.shared.storage, &path).is_err() {
                 self.shared.published().insert(sequence, published);
                 if let Some(collector) = &mut self.collector {
-                    collector.keep(&chunks);
+                    collector.keep(chunks);
                 }
             }
             return Err(io_error(&path, "renaming")(error));
         }
         self.shared.published().insert(sequence, published);
         if let Some(collector) = &mut self.collector {
-            collector.keep(&chunks);
+            collector.keep(chunks);
         }
         Ok(())
     }

@@ -117,11 +117,35 @@ pub(crate) fn io_error(
     }
 }
 
+/// What a snapshot holds, for those who do not need all of its manifest.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// The chunks that it refers to.
+    pub(crate) chunks: BTreeSet<ChunkHash>,
+    /// Modules and generations of its states.
+    pub(crate) states: BTreeSet<(String, u32)>,
+}
+
+impl Contents {
+    pub(crate) fn of(manifest: &SnapshotManifest) -> Contents {
+        let states = manifest.entries.iter().map(|entry| &entry.state);
+        Contents {
+            chunks: manifest.chunks().collect(),
+            states: states.map(|s| (s.module.clone(), s.generation)).collect(),
+        }
+    }
+
+    pub(crate) fn has(&self, module: &str, generation: u32) -> bool {
+        let is_it = |state: &&(String, u32)| state.0 == module && state.1 == generation;
+        self.states.iter().any(|state| is_it(&state))
+    }
+}
+
 /// A published snapshot, as far as it is known.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
-    /// The chunks that it refers to, once its manifest was read.
-    pub(crate) chunks: Option<Arc<BTreeSet<ChunkHash>>>,
+    /// What it holds, once its manifest was read.
+    pub(crate) contents: Option<Arc<Contents>>,
     /// How many readers hold it open.
     pins: usize,
 }
@@ -175,11 +199,24 @@ impl Shared {
             let error = StateFormatError::Misplaced { structure, field };
             return Err(damaged(DamageReason::Format(error)));
         }
-        let chunks = Arc::new(manifest.chunks().collect());
-        if let Some(published) = self.published().get_mut(&sequence) {
-            published.chunks = Some(chunks);
+        if let Some(published) = self.published().get_mut(&sequence)
+            && published.contents.is_none()
+        {
+            published.contents = Some(Arc::new(Contents::of(&manifest)));
         }
         Ok(manifest)
+    }
+
+    /// What a published snapshot holds; its manifest is read if it was not before.
+    pub(crate) fn contents(&self, sequence: u64) -> Result<Arc<Contents>, SnapshotError> {
+        let known = match self.published().get(&sequence) {
+            Some(published) => published.contents.clone(),
+            None => return Err(SnapshotError::Missing { sequence }),
+        };
+        match known {
+            Some(contents) => Ok(contents),
+            None => Ok(Arc::new(Contents::of(&self.read_manifest(sequence)?))),
+        }
     }
 }
 
@@ -372,14 +409,41 @@ impl SnapshotStore {
         Ok(removed)
     }
 
-    /// Removes the snapshots that the policy does not keep and nobody holds open, oldest first. Gives
-    /// their sequences. Their chunks go with [`SnapshotStore::collect_step`].
+    /// Those that stay. A snapshot need not have the states of all modules: it stays if the policy keeps it
+    /// for one of them.
+    fn kept(&self, policy: &PrunePolicy, sequences: &[u64]) -> BTreeSet<u64> {
+        let Some(newest) = sequences.last().copied() else {
+            return BTreeSet::new();
+        };
+        let mut of_states: BTreeMap<(String, u32), Vec<u64>> = BTreeMap::new();
+        let mut kept: BTreeSet<u64> = policy.newest(sequences).iter().copied().collect();
+        for sequence in sequences {
+            match self.shared.contents(*sequence) {
+                Ok(contents) => {
+                    for state in &contents.states {
+                        of_states.entry(state.clone()).or_default().push(*sequence);
+                    }
+                }
+                // Whoever reads it sets it aside.
+                Err(_) => {
+                    kept.insert(*sequence);
+                }
+            }
+        }
+        for sequences in of_states.values() {
+            kept.extend(policy.kept(sequences, newest));
+        }
+        kept
+    }
+
+    /// Removes the snapshots that the policy keeps for none of their states and nobody holds open, oldest
+    /// first. Gives their sequences. Their chunks go with [`SnapshotStore::collect_step`].
     ///
     /// # Errors
     /// [`SnapshotError::Io`]; some of them may be gone.
     pub fn prune(&mut self, policy: &PrunePolicy) -> Result<Vec<u64>, SnapshotError> {
         let sequences = self.sequences();
-        let kept: BTreeSet<u64> = policy.kept(&sequences).into_iter().collect();
+        let kept = self.kept(policy, &sequences);
         let mut removed = Vec::new();
         for sequence in sequences.into_iter().filter(|s| !kept.contains(s)) {
             // From here on nobody can open it.
@@ -431,6 +495,19 @@ impl SnapshotReader {
     pub fn newest_at_or_before(&self, sequence: u64) -> Option<u64> {
         let published = self.shared.published();
         let (newest, _) = published.range(..=sequence).next_back()?;
+        Some(*newest)
+    }
+
+    /// The newest published snapshot at or before a sequence that has, or may have, the state of a module's
+    /// generation: what it holds is known once its manifest was read.
+    pub fn newest_of(&self, module: &str, generation: u32, at_or_before: u64) -> Option<u64> {
+        let published = self.shared.published();
+        let may_have = |published: &Published| {
+            let contents = published.contents.as_ref();
+            contents.is_none_or(|contents| contents.has(module, generation))
+        };
+        let mut before = published.range(..=at_or_before).rev();
+        let (newest, _) = before.find(|(_, published)| may_have(published))?;
         Some(*newest)
     }
 

@@ -589,8 +589,15 @@ impl Guest for SumGuest {
             // Two steps, so that the resumption is seen.
             answer.rows.more = true;
             answer.resume = b"again".to_vec();
-        } else if let Some(count) = tables.get(0, arguments).unwrap() {
-            answer.rows.push(arguments, &count);
+            return (tables, Ok(answer));
+        }
+        match tables.get(0, arguments) {
+            Ok(count) => {
+                if let Some(count) = count {
+                    answer.rows.push(arguments, &count);
+                }
+            }
+            Err(fault) => return (tables, Err(fault.into())),
         }
         (tables, Ok(answer))
     }

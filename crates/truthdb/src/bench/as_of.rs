@@ -14,6 +14,9 @@ use super::stats::{Latencies, Spread, number};
 use crate::exit::{ExitClass, Failure};
 use crate::server::compute::compute_failure;
 
+/// Rows that are asked for as of each point.
+const QUESTIONS: u32 = 10;
+
 /// Rows as of random points of a long history.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -40,7 +43,9 @@ pub(super) struct Args {
 struct Kinds {
     /// A point that nobody has asked about.
     fresh: Vec<Latencies>,
-    /// Another row as of the same point.
+    /// Other rows as of the same point, the next few.
+    next: Vec<Latencies>,
+    /// Other rows as of the same point, later ones.
     again: Vec<Latencies>,
     /// A point among the last events, whose states are in memory.
     recent: Vec<Latencies>,
@@ -133,15 +138,21 @@ fn measure(
     let mut numbers = Numbers::new(2);
     let mut kinds = Kinds::default();
     for _ in 0..args.common.rounds {
-        let (mut fresh, mut again) = (Latencies::new(), Latencies::new());
+        let [mut fresh, mut next, mut again] = [(); 3].map(|()| Latencies::new());
         for _ in 0..args.points {
             let sequence = 1 + numbers.below(last);
-            for latencies in [&mut fresh, &mut again] {
+            for question in 0..QUESTIONS {
                 let account = u32::try_from(numbers.below(args.keys.into())).unwrap_or(0);
-                latencies.record_ns(ask(&node, &past, account, sequence)?);
+                let took = ask(&node, &past, account, sequence)?;
+                match question {
+                    0 => fresh.record_ns(took),
+                    1..=5 => next.record_ns(took),
+                    _ => again.record_ns(took),
+                }
             }
         }
         kinds.fresh.push(fresh);
+        kinds.next.push(next);
         kinds.again.push(again);
     }
     node.close();
@@ -219,7 +230,8 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
         kept = snapshots;
         for (what, rounds) in [
             ("any point, first question", &kinds.fresh),
-            ("the same point, another row", &kinds.again),
+            ("the same point, 5 more rows", &kinds.next),
+            ("the same point, later rows", &kinds.again),
             ("a recent point", &kinds.recent),
         ] {
             let (row, value) = row(code, what, rounds);
@@ -241,7 +253,7 @@ pub(super) fn run(args: &Args) -> Result<Report, Failure> {
                "points": args.points, "snapshots": kept, "questions": values}),
     );
     report.note(
-        "One row each, in this process, one question at a time. The first two are asked after a start, so that \
+        "One row each, in this process, one question at a time. All but the last are asked after a start, so that \
          the past is on disk alone; each answer is compared with what the events say.",
     );
     Ok(report)
