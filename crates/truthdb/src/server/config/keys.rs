@@ -325,7 +325,7 @@ keys! {
         };
 
     compute.snapshot_every_events = "100000", "0, or 100 to 1000000000000",
-        "Events between two snapshots of state, each partition. A start goes on from the newest one. 0: only on request.",
+        "Events between two snapshots of state, each partition. A start goes on from the newest one. A fold far behind takes some on its way, 4 intervals apart. 0: only on request.",
         |c, v| { c.compute.snapshot_every_events = zero_or(v, 100, 1_000_000_000_000)?; Ok(()) };
     compute.snapshots_keep_last = "4", "1 to 10000",
         "The newest so many snapshots stay, each partition.",
