@@ -19,8 +19,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 mod state;
 
-use crate::install;
-use crate::process::{cargo, command, line_of, output, root, run, target_dir};
+use crate::install::{self, Libc};
+use crate::process::{command, line_of, output, root, run, target_dir};
+use crate::tools;
 
 /// The file that says that a folder was made here.
 const MARK: &str = "made-by-xtask-run";
@@ -39,6 +40,7 @@ struct Options {
     clean: bool,
     folder: PathBuf,
     port: u16,
+    libc: Libc,
 }
 
 impl Options {
@@ -49,12 +51,14 @@ impl Options {
             clean: false,
             folder,
             port: PORT,
+            libc: Libc::Host,
         };
         while let Some(argument) = parser.next()? {
             match argument {
                 Long("once") => options.once = true,
                 Long("clean") => options.clean = true,
                 Long("data") => options.folder = std::path::absolute(parser.value()?)?,
+                Long("static") => options.libc = Libc::Musl,
                 Long("port") => options.port = parser.value()?.parse()?,
                 other => return Err(other.unexpected().into()),
             }
@@ -148,18 +152,17 @@ struct Demo {
 impl Demo {
     fn build(options: &Options) -> Result<Self> {
         println!("==> Building the server and the loader (some minutes the first time)");
-        let packages = ["--package", "truthdb", "--package", "truthdb-flights"];
-        run(cargo()
-            .args(["build", "--locked", "--profile", "fast"])
-            .args(packages))?;
+        let programs = tools::programs(&["truthdb", "flights-load"], &[], options.libc)?;
+        let [truthdb, flights_load] = &programs[..] else {
+            bail!("two programs have two paths");
+        };
         state::build()?;
-        let binaries = target_dir().join("fast");
         println!("==> Preparing the independent verifier of proofs (Python)");
         Ok(Self {
             folder: options.folder.clone(),
             http_port: options.port,
-            truthdb: binaries.join("truthdb"),
-            flights_load: binaries.join("flights-load"),
+            truthdb: truthdb.clone(),
+            flights_load: flights_load.clone(),
             python: install::python()?,
         })
     }

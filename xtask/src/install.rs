@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{command, line_of, output, run, succeeds};
+use crate::process::{command, line_of, output, run, succeeds, target_dir};
 
 /// A tool from the Cargo registry, in the one version that is known to work.
 pub(crate) struct CargoTool {
@@ -136,8 +136,37 @@ pub(crate) fn debian_package(package: &str, probe: impl Fn() -> bool) -> Result<
     Ok(())
 }
 
+/// For which libc programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Libc {
+    /// This machine's: nothing has to be installed.
+    Host,
+    /// musl: static programs, as they are shipped. The whole suite uses these for everything that is optimised, so
+    /// that it compiles the server's dependencies once for that.
+    Musl,
+}
+
+impl Libc {
+    /// cargo's target, if it has to be named. Installs what compiling for it takes.
+    pub(crate) fn target(self) -> Result<Option<&'static str>> {
+        match self {
+            Libc::Host => Ok(None),
+            Libc::Musl => musl_tools().map(|()| Some(MUSL_TARGET)),
+        }
+    }
+
+    /// Where cargo puts programs of a profile.
+    pub(crate) fn folder(self, profile: &str) -> PathBuf {
+        let folder = match self {
+            Libc::Host => target_dir().to_owned(),
+            Libc::Musl => target_dir().join(MUSL_TARGET),
+        };
+        folder.join(profile)
+    }
+}
+
 /// The C compiler for the static binary.
-pub(crate) fn musl_tools() -> Result<()> {
+fn musl_tools() -> Result<()> {
     debian_package("musl-tools", || {
         succeeds(command("musl-gcc").arg("--version"))
     })

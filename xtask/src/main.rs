@@ -26,10 +26,11 @@ use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 const USAGE: &str = "\
 Usage: cargo xtask <command> [options]
 
-  run    [--once] [--clean] [--data DIR] [--port N]
+  run    [--once] [--clean] [--static] [--data DIR] [--port N]
          Build the server, load a year of real flights, show what it can do, and leave it up.
          --once   stop the server after the demonstration
          --clean  remove everything that `run` made, and do nothing else
+         --static with the static programs, as they are shipped
          --data   folder for everything it makes            (default: target/demo)
          --port   port of gRPC and HTTP; the native protocol takes the next one (default: 7433)
 

@@ -9,12 +9,13 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use lexopt::prelude::Long;
 
-use crate::install::{self, MUSL_TARGET};
+use crate::install::{self, Libc};
 use crate::process::{cargo, command, output, root, run, target_dir};
 use crate::summary::Count;
+use crate::tools;
 
 /// The name of the program that runs modules and says what came out.
-const CHECK: &str = "module_check";
+const CHECK: &str = "module-check";
 
 /// `cargo xtask modules`: the module `balance` from four languages, built and compared.
 pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
@@ -25,7 +26,11 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
             other => return Err(other.unexpected().into()),
         }
     }
-    let count = if on_musl { libcs()? } else { languages()? };
+    let count = if on_musl {
+        libcs()?
+    } else {
+        languages(Libc::Host)?
+    };
     Ok(count.failed == 0)
 }
 
@@ -59,7 +64,7 @@ pub(crate) fn clippy() -> Command {
 }
 
 /// Builds the module `balance` from C, JavaScript and Python, and compares what each does with the Rust one.
-pub(crate) fn languages() -> Result<Count> {
+pub(crate) fn languages(libc: Libc) -> Result<Count> {
     let folder = target_dir().join("modules/languages");
     std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let python = install::guest_tools()?;
@@ -68,7 +73,7 @@ pub(crate) fn languages() -> Result<Count> {
         ("javascript", from_javascript(&python, &folder)?),
         ("python", from_python(&python, &folder)?),
     ];
-    let mut check = check_of(None)?;
+    let mut check = tools::started(CHECK, &[], &[], libc)?;
     check.env("TRUTHDB_MODULE_CACHE", folder.join("compiled"));
     for (language, file) in &built {
         let mut argument = std::ffi::OsString::from(format!("{language}="));
@@ -83,9 +88,8 @@ pub(crate) fn languages() -> Result<Count> {
 /// Runs faults and modules in the build of this machine's libc and in the static one: every fault, every
 /// row and every unit of fuel must be the same.
 pub(crate) fn libcs() -> Result<Count> {
-    install::musl_tools()?;
-    let dynamic = output(&mut check_of(None)?)?;
-    let fixed = output(&mut check_of(Some(MUSL_TARGET))?)?;
+    let dynamic = output(&mut check_as_tested()?)?;
+    let fixed = output(&mut tools::started(CHECK, &[], &[], Libc::Musl)?)?;
     print!("{fixed}");
     for (one, other) in dynamic.lines().zip(fixed.lines()) {
         ensure!(
@@ -108,18 +112,19 @@ fn lines_of(said: &str) -> Count {
     }
 }
 
-/// The program that runs modules, built for a target.
-fn check_of(target: Option<&str>) -> Result<Command> {
+/// The program that runs modules as the tests of this machine's libc are built, with what these have built already.
+fn check_as_tested() -> Result<Command> {
     let mut build = cargo();
-    build.args(["build", "--locked", "--profile", "fast"]);
-    build.args(["--package", "truthdb-module", "--example", CHECK]);
-    let mut folder = target_dir().to_owned();
-    if let Some(target) = target {
-        build.args(["--target", target]);
-        folder.push(target);
-    }
+    build.args([
+        "build",
+        "--locked",
+        "--workspace",
+        "--tests",
+        "--bin",
+        CHECK,
+    ]);
     run(&mut build)?;
-    Ok(command(folder.join("fast/examples").join(CHECK)))
+    Ok(command(Libc::Host.folder("debug").join(CHECK)))
 }
 
 fn sources(language: &str) -> PathBuf {

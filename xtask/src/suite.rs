@@ -9,7 +9,7 @@ use lexopt::prelude::{Long, ValueExt as _};
 
 use crate::appliance;
 use crate::demo;
-use crate::install::{self, MUSL_TARGET};
+use crate::install::{self, Libc};
 use crate::modules;
 use crate::process::{cargo, command, root, run, target_dir, tee};
 use crate::summary::Count;
@@ -21,7 +21,7 @@ struct Step {
     name: &'static str,
     quick: bool,
     what: &'static str,
-    run: fn() -> Result<Count>,
+    run: fn(Libc) -> Result<Count>,
 }
 
 /// Seeds of the simulator, from 1 on.
@@ -30,17 +30,17 @@ const SIM_SEEDS: u64 = 2000;
 const CRASH_KILLS: u64 = 50;
 
 const STEPS: [Step; 18] = [
-    step("fmt", true, "formatting", fmt),
-    step("tidy", true, "style rules of our own", tidy::check),
-    step("clippy", true, "lints, warnings are errors", clippy),
-    step("tests", true, "unit and integration tests", tests),
+    step("fmt", true, "formatting", |_| fmt()),
+    step("tidy", true, "style rules of our own", |_| tidy::check()),
+    step("clippy", true, "lints, warnings are errors", |_| clippy()),
+    step("tests", true, "unit and integration tests", |_| tests()),
     step(
         "verifier",
         true,
         "the stand-alone verifier of proofs",
-        verifier,
+        |_| verifier(),
     ),
-    step("docs", true, "documentation and its examples", docs),
+    step("docs", true, "documentation and its examples", |_| docs()),
     step("fuzz", true, "decoders, fed with mutated inputs", fuzz),
     step(
         "sim",
@@ -48,7 +48,7 @@ const STEPS: [Step; 18] = [
         "the engine on a simulated machine that fails",
         sim,
     ),
-    step("workflows", true, "workflow files", workflows),
+    step("workflows", true, "workflow files", |_| workflows()),
     step(
         "canaries",
         false,
@@ -56,14 +56,16 @@ const STEPS: [Step; 18] = [
         canaries,
     ),
     step("crash", false, "real processes, killed under load", crash),
-    step("deny", false, "licences and sources of dependencies", deny),
-    step("static", false, "the static binary", static_binary),
     step(
-        "libcs",
+        "deny",
         false,
-        "faults and modules with both libcs",
-        modules::libcs,
+        "licences and sources of dependencies",
+        |_| deny(),
     ),
+    step("static", false, "the static binary", |_| static_binary()),
+    step("libcs", false, "faults and modules with both libcs", |_| {
+        modules::libcs()
+    }),
     step(
         "languages",
         false,
@@ -74,13 +76,13 @@ const STEPS: [Step; 18] = [
         "images",
         false,
         "kernels and images, built twice with the same bytes",
-        appliance::images_step,
+        |_| appliance::images_step(),
     ),
     step(
         "vm",
         false,
         "the images, booted in virtual machines",
-        appliance::vm_step,
+        |_| appliance::vm_step(),
     ),
     step("demo", false, "`cargo xtask run --once`", demonstration),
 ];
@@ -89,7 +91,7 @@ const fn step(
     name: &'static str,
     quick: bool,
     what: &'static str,
-    run: fn() -> Result<Count>,
+    run: fn(Libc) -> Result<Count>,
 ) -> Step {
     Step {
         name,
@@ -128,7 +130,11 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
         }
     };
     install::toolchain()?;
-    let outcomes: Vec<Outcome> = STEPS.iter().filter(wanted).map(Outcome::of).collect();
+    // A part of the suite needs Rust only.
+    let is_whole = !quick && only.is_empty();
+    let libc = if is_whole { Libc::Musl } else { Libc::Host };
+    let outcomes = STEPS.iter().filter(wanted);
+    let outcomes: Vec<Outcome> = outcomes.map(|step| Outcome::of(step, libc)).collect();
     Ok(report(&outcomes))
 }
 
@@ -140,10 +146,10 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn of(step: &Step) -> Self {
+    fn of(step: &Step, libc: Libc) -> Self {
         println!("\n==> {}: {}", step.name, step.what);
         let start = now();
-        let (count, error) = match (step.run)() {
+        let (count, error) = match (step.run)(libc) {
             Ok(count) => (count, None),
             Err(error) => (
                 Count {
@@ -249,8 +255,8 @@ fn verifier() -> Result<Count> {
 }
 
 /// Some seconds of it; `cargo xtask fuzz --runs N` is for longer.
-fn fuzz() -> Result<Count> {
-    counted(&mut tools::fuzz())
+fn fuzz(libc: Libc) -> Result<Count> {
+    counted(&mut tools::fuzz(libc)?)
 }
 
 fn docs() -> Result<Count> {
@@ -274,15 +280,13 @@ fn docs() -> Result<Count> {
 }
 
 /// Each seed is a test.
-fn sim() -> Result<Count> {
-    each(
-        SIM_SEEDS,
-        &mut tools::sim(&["seeds".into(), format!("--count={SIM_SEEDS}").into()]),
-    )
+fn sim(libc: Libc) -> Result<Count> {
+    let arguments = ["seeds".into(), format!("--count={SIM_SEEDS}").into()];
+    each(SIM_SEEDS, &mut tools::sim(&arguments, libc)?)
 }
 
-fn canaries() -> Result<Count> {
-    let (status, output) = tee(&mut tools::canaries())?;
+fn canaries(libc: Libc) -> Result<Count> {
+    let (status, output) = tee(&mut tools::canaries(libc)?)?;
     let found = output
         .lines()
         .filter(|line| line.contains(": found by seed "))
@@ -294,11 +298,9 @@ fn canaries() -> Result<Count> {
 }
 
 /// Each kill is a test.
-fn crash() -> Result<Count> {
-    each(
-        CRASH_KILLS,
-        &mut tools::sim(&["crash-loop".into(), format!("--kills={CRASH_KILLS}").into()]),
-    )
+fn crash(libc: Libc) -> Result<Count> {
+    let arguments = ["crash-loop".into(), format!("--kills={CRASH_KILLS}").into()];
+    each(CRASH_KILLS, &mut tools::sim(&arguments, libc)?)
 }
 
 /// So many tests if the command succeeds; else one failure, since it stops there.
@@ -356,19 +358,10 @@ fn deny() -> Result<Count> {
 
 /// Builds the static binary, and makes and verifies a database with it.
 fn static_binary() -> Result<Count> {
-    install::musl_tools()?;
-    run(cargo().args([
-        "build",
-        "--locked",
-        "--profile",
-        "fast",
-        "--package",
-        "truthdb",
-        "--target",
-        MUSL_TARGET,
-    ]))?;
-    let binary = target_dir().join(MUSL_TARGET).join("fast/truthdb");
-    let elf = std::fs::read(&binary).context("reading the static binary")?;
+    let [binary] = &tools::programs(&["truthdb"], &[], Libc::Musl)?[..] else {
+        bail!("one program has one path");
+    };
+    let elf = std::fs::read(binary).context("reading the static binary")?;
     ensure!(
         !needs_interpreter(&elf)?,
         "{} is not static",
@@ -376,13 +369,13 @@ fn static_binary() -> Result<Count> {
     );
     let folder = scratch("static")?;
     let data = folder.join("data");
-    run(command(&binary).arg("--version"))?;
-    run(command(&binary)
+    run(command(binary).arg("--version"))?;
+    run(command(binary)
         .arg("init")
         .arg("--data")
         .arg(&data)
         .args(["--partitions", "2"]))?;
-    run(command(&binary).arg("verify").arg("--data").arg(&data))?;
+    run(command(binary).arg("verify").arg("--data").arg(&data))?;
     std::fs::remove_dir_all(&folder).context("removing the scratch folder")?;
     // Static, starts, makes a database, verifies it.
     Ok(Count {
@@ -411,12 +404,15 @@ fn needs_interpreter(elf: &[u8]) -> Result<bool> {
 }
 
 /// The demonstration as a newcomer sees it, in a folder and on ports of its own.
-fn demonstration() -> Result<Count> {
+fn demonstration(libc: Libc) -> Result<Count> {
     let folder = scratch("demo")?;
     let port = demo::free_ports()?.to_string();
     let mut demo = command(std::env::current_exe().context("the path of this program")?);
     demo.args(["run", "--once", "--port", &port, "--data"])
         .arg(folder.join("demo"));
+    if libc == Libc::Musl {
+        demo.arg("--static");
+    }
     let count = counted(&mut demo)?;
     std::fs::remove_dir_all(&folder).context("removing the scratch folder")?;
     Ok(count)

@@ -1,11 +1,17 @@
 //! Thin commands that build a program of the workspace with the right profile and pass arguments on to it.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
-use crate::process::{cargo, run};
+use crate::install::Libc;
+use crate::process::{cargo, command, run};
+
+/// Packages with optimised programs. They are always built as one selection, even if one program is wanted: another
+/// selection has other features of common dependencies, and all of these would be compiled again.
+const PACKAGES: [&str; 4] = ["truthdb", "truthdb-flights", "truthdb-fuzz", "truthdb-sim"];
 
 /// Seeds that `cargo xtask sim` runs when it is not told how many.
 const SEEDS: u64 = 2000;
@@ -14,15 +20,16 @@ const SEEDS: u64 = 2000;
 pub(crate) fn main(name: &str, parser: &mut lexopt::Parser) -> Option<Result<bool>> {
     let mut run_tool = || {
         let arguments: Vec<OsString> = parser.raw_args()?.collect();
-        let mut tool = match name {
-            "sim" => sim(&sim_arguments(&arguments)),
-            "canaries" => canaries(),
-            "crash" => sim(&["crash-loop".into()]),
-            "fuzz" => fuzz(),
-            "bench" => program("truthdb", "truthdb", &[], &["bench".into()]),
-            "flights" => program("truthdb-flights", "flights-load", &[], &[]),
+        let tool = match name {
+            "sim" => sim(&sim_arguments(&arguments), Libc::Host),
+            "canaries" => canaries(Libc::Host),
+            "crash" => sim(&["crash-loop".into()], Libc::Host),
+            "fuzz" => fuzz(Libc::Host),
+            "bench" => started("truthdb", &[], &["bench".into()], Libc::Host),
+            "flights" => started("flights-load", &[], &[], Libc::Host),
             _ => return Ok(None),
         };
+        let mut tool = tool?;
         if name != "sim" {
             tool.args(arguments);
         }
@@ -32,8 +39,8 @@ pub(crate) fn main(name: &str, parser: &mut lexopt::Parser) -> Option<Result<boo
 }
 
 /// The simulator with a command of its own.
-pub(crate) fn sim(arguments: &[OsString]) -> Command {
-    program("truthdb-sim", "truthdb-sim", &[], arguments)
+pub(crate) fn sim(arguments: &[OsString], libc: Libc) -> Result<Command> {
+    started("truthdb-sim", &[], arguments, libc)
 }
 
 /// `--seed N` is one seed, to look at; anything else is many: `--seeds N` from `--start S`.
@@ -65,38 +72,43 @@ fn sim_arguments(arguments: &[OsString]) -> Vec<OsString> {
 }
 
 /// The simulator with bugs planted in the engine, each of which it must find.
-pub(crate) fn canaries() -> Command {
-    program(
-        "truthdb-sim",
-        "truthdb-sim",
-        &["--features", "canaries"],
-        &["canaries".into()],
-    )
+pub(crate) fn canaries(libc: Libc) -> Result<Command> {
+    let features = ["--features", "truthdb-sim/canaries"];
+    started("truthdb-sim", &features, &["canaries".into()], libc)
 }
 
 /// The fuzz targets on the stable toolchain.
-pub(crate) fn fuzz() -> Command {
-    program("truthdb-fuzz", "fuzz-smoke", &[], &[])
+pub(crate) fn fuzz(libc: Libc) -> Result<Command> {
+    started("fuzz-smoke", &[], &[], libc)
 }
 
-/// A program of the workspace, optimised, to be given more arguments.
-fn program(package: &str, binary: &str, features: &[&str], arguments: &[OsString]) -> Command {
-    let mut command = cargo();
-    command.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--profile",
-        "fast",
-        "--package",
-        package,
-    ]);
-    command
-        .args(["--bin", binary])
-        .args(features)
-        .arg("--")
-        .args(arguments);
-    command
+/// A program that was just built, to be given more arguments.
+pub(crate) fn started(
+    name: &str,
+    features: &[&str],
+    arguments: &[OsString],
+    libc: Libc,
+) -> Result<Command> {
+    let [path] = programs(&[name], features, libc)?
+        .try_into()
+        .map_err(|_| anyhow::anyhow!("one program has one path"))?;
+    let mut command = command(path);
+    command.args(arguments);
+    Ok(command)
+}
+
+/// Builds programs of [`PACKAGES`], optimised, and says where they are.
+pub(crate) fn programs(names: &[&str], features: &[&str], libc: Libc) -> Result<Vec<PathBuf>> {
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--locked", "--profile", "fast"]);
+    if let Some(target) = libc.target()? {
+        build.args(["--target", target]);
+    }
+    build.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
+    build.args(names.iter().flat_map(|name| ["--bin", name]));
+    run(build.args(features))?;
+    let folder = libc.folder("fast");
+    Ok(names.iter().map(|name| folder.join(name)).collect())
 }
 
 #[cfg(test)]

@@ -60,6 +60,10 @@ fn parse() -> Result<Arguments, lexopt::Error> {
     Ok(arguments)
 }
 
+// musl's own is slow, and most of a simulation is making and dropping.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = match parse() {
         Ok(arguments) => arguments,
