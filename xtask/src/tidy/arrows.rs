@@ -66,6 +66,7 @@ const ARROWS: [(&str, &[&str]); 33] = [
             "truthdb-log",
             "truthdb-state",
             "truthdb-engine",
+            "truthdb-guests",
             "truthdb-module",
             "truthdb-compute",
         ],
