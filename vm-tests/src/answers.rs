@@ -1,7 +1,7 @@
-//! Sticks with an answer file for the installer.
+//! Sticks: with an answer file for the installer, or to be written to by it.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -42,6 +42,23 @@ pub fn volume(path: &Path, label: &str, name: &str, content: &[u8]) -> Result<()
     volume.unmount().context("closing a stick")
 }
 
+/// A file in the root of a FAT volume.
+///
+/// # Errors
+///
+/// It is not there, or not a text.
+pub fn text_on(path: &Path, name: &str) -> Result<String> {
+    let stick = std::fs::File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let options = fatfs::FsOptions::new().update_accessed_date(false);
+    let volume = fatfs::FileSystem::new(stick, options).context("opening a stick")?;
+    let mut text = String::new();
+    let file = volume.root_dir().open_file(name);
+    let mut file = file.with_context(|| format!("looking for {name} on a stick"))?;
+    file.read_to_string(&mut text)
+        .with_context(|| format!("reading {name} on a stick"))?;
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +83,8 @@ mod tests {
             names.contains(&"truthdb-install.toml".to_owned()),
             "{names:?}"
         );
+        assert_eq!(text_on(&path, "truthdb-install.toml").unwrap(), "disk = 1");
+        assert!(text_on(&path, "other").is_err());
         assert!(super::volume(&path, "TWELVE-LONG-", "x", b"").is_err());
     }
 }

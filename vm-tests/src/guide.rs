@@ -93,12 +93,35 @@ impl Guide {
     /// None came, or there is no way on.
     pub fn wait_for_error(&mut self) -> Result<String> {
         let page = self.wait_within(ERROR, INSTALL)?;
+        self.leave_error()?;
+        Ok(page)
+    }
+
+    /// Waits for an error, and asks for the logs on a stick with this label before it is left for the first page;
+    /// the page of the error.
+    ///
+    /// # Errors
+    ///
+    /// None came, the logs are not said to be on the stick, or there is no way on.
+    pub fn wait_for_error_and_export(&mut self, label: &str) -> Result<String> {
+        let page = self.wait_within(ERROR, INSTALL)?;
+        self.key("f8", b"\x1b[19~")?;
+        let said = format!("The logs are on the stick {label},");
+        self.machine
+            .wait("the logs are on the stick", PAGE, |machine| {
+                let page = terminal::page(&machine.serial());
+                Ok(page.contains(&said).then_some(()))
+            })?;
+        self.leave_error()?;
+        Ok(page)
+    }
+
+    fn leave_error(&mut self) -> Result<()> {
         self.escape()?;
         self.machine.wait("the error is left", PAGE, |machine| {
             let page = terminal::page(&machine.serial());
             Ok((!page.contains(ERROR)).then_some(()))
-        })?;
-        Ok(page)
+        })
     }
 
     fn wait_within(&mut self, text: &str, time: Duration) -> Result<String> {

@@ -58,13 +58,14 @@ impl<'a> Bench<'a> {
 
     /// A stick with answers.
     pub(crate) fn answers(&self, text: &str) -> Result<Disk> {
-        let stick = self.folder.join("answers.raw");
-        answers::volume(
-            &stick,
-            "TRUTHDB-CFG",
-            "truthdb-install.toml",
-            text.as_bytes(),
-        )?;
+        let text = text.as_bytes();
+        self.stick("answers", "TRUTHDB-CFG", "truthdb-install.toml", text)
+    }
+
+    /// A stick with one file.
+    fn stick(&self, name: &str, label: &str, file: &str, content: &[u8]) -> Result<Disk> {
+        let stick = self.folder.join(format!("{name}.raw"));
+        answers::volume(&stick, label, file, content)?;
         Ok(Disk::new(&stick, "raw", Bus::Usb))
     }
 
@@ -358,7 +359,15 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     let good = bench.disk("good", DISK_BYTES, Bus::Virtio)?;
     write(&good.path, 512, &old_lvm())?;
     write_old_raid(&good.path, DISK_BYTES)?;
-    let disks = [small, failing, vanishing, protected, good.clone()];
+    let logs = bench.stick("logs", "LOGS", "readme.txt", b"for logs")?;
+    let disks = [
+        small,
+        failing,
+        vanishing,
+        protected,
+        good.clone(),
+        logs.clone(),
+    ];
     let spec = Spec {
         disks: [vec![bench.medium()], disks.to_vec()].concat(),
         network: false,
@@ -382,15 +391,21 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     guide.mark("TDB-VIRTIO-2")?;
     guide.enter()?;
     guide.confirm()?;
-    let page = guide.wait_for_error()?;
-    println!("      a disk that cannot be written: {}", summary(&page));
+    let page = guide.wait_for_error_and_export("LOGS")?;
+    println!(
+        "      install-bad-disks: a disk that cannot be written: {}",
+        summary(&page)
+    );
     // Linux is told no serial number by it: the word is asked for.
     guide.choose("QEMU HARDDISK")?;
     guide.confirm()?;
     guide.wait_for("Installing TruthDB")?;
     guide.machine.unplug(3)?;
     let page = guide.wait_for_error()?;
-    println!("      a disk that vanishes: {}", summary(&page));
+    println!(
+        "      install-bad-disks: a disk that vanishes: {}",
+        summary(&page)
+    );
     ensure!(
         page.contains("is no longer there"),
         "a disk that vanished is not said to be gone:\n{page}"
@@ -400,6 +415,18 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     // In the middle of what is written.
     guide.wait_for("[x] ")?;
     guide.machine.pull_the_plug()?;
+    // What was exported was on the stick before that was said.
+    let text = answers::text_on(&logs.path, "truthdb-logs-1.txt")?;
+    let words = [
+        "TDB-VIRTIO-2",
+        "TDB-VIRTIO-5",
+        "the plan was not carried out",
+    ];
+    let missing = words.into_iter().find(|word| !text.contains(word));
+    ensure!(
+        missing.is_none() && answers::text_on(&logs.path, "readme.txt")? == "for logs",
+        "the exported logs say nothing of {missing:?}:\n{text}"
+    );
     rerun(&bench, good)
 }
 

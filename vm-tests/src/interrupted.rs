@@ -45,7 +45,7 @@ pub(crate) fn power_cuts(artefacts: &Artefacts) -> Result<()> {
             .with_context(|| format!("{SEED} is no number"))?,
         Err(_) => RandomState::new().build_hasher().finish(),
     };
-    println!("      the seed is {seed} ({SEED}={seed} repeats it)");
+    println!("      install-power-cuts: the seed is {seed} ({SEED}={seed} repeats it)");
     let mut chance = Chance(seed);
     let disk = bench.disk("disk", DISK_BYTES, Bus::Virtio)?;
     let answers = "disk = \"TDB-VIRTIO-2\"\nwipe = true\n";
@@ -109,10 +109,10 @@ fn cut(
     let step = step.unwrap_or("behind the last step");
     let table = read(&disk.path, 0, TABLE_SECTORS)?;
     if table[512..].starts_with(b"EFI PART") {
-        println!("      cut at {step:?}: it starts");
+        println!("      install-power-cuts: cut at {step:?}: it starts");
         return starts(bench, disk).map(|()| Secrets::on(&plain(&said)).ok());
     }
-    println!("      cut at {step:?}: nothing starts");
+    println!("      install-power-cuts: cut at {step:?}: nothing starts");
     ensure!(
         table.iter().all(|byte| *byte == 0),
         "there is half of a table on the disk"

@@ -15,6 +15,8 @@ mod times;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
@@ -22,7 +24,7 @@ use truthdb_vm_tests::machine::acceleration;
 use truthdb_vm_tests::wait::Deadline;
 
 const USAGE: &str = "\
-Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--only NAME]...
+Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--only NAME]... [--jobs N]
        truthdb-vm times --disk IMAGE --iso IMAGE --work DIR
        truthdb-vm list
        truthdb-vm boot FILE [--cd | --usb]
@@ -34,6 +36,7 @@ Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--onl
          --truthdb  the program that clients have
          --work  folder for disks, logs and screens of the machines
          --only  the named tests
+         --jobs  tests at a time (default: as many as there are processors)
   times  Boots both images, and counts instructions up to the first picture and the first answer.
   boot   Starts a machine with an image, its serial line in this terminal.
 ";
@@ -95,7 +98,7 @@ const TESTS: [Test; 11] = [
     },
     Test {
         name: "install-bad-disks",
-        what: "too small, protected, a bad sector, pulled out, power cut: each is said; a rerun just works",
+        what: "too small, protected, a bad sector, pulled out, power cut: each is said, logs on a stick; a rerun just works",
         run: install::bad_disks,
     },
     Test {
@@ -152,6 +155,7 @@ fn run() -> Result<bool> {
 fn test(parser: &mut lexopt::Parser) -> Result<bool> {
     let (mut disk, mut iso, mut truthdb, mut work) = (None, None, None, None);
     let mut only = Vec::new();
+    let mut jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
@@ -159,6 +163,7 @@ fn test(parser: &mut lexopt::Parser) -> Result<bool> {
             Long("truthdb") => truthdb = Some(PathBuf::from(parser.value()?)),
             Long("work") => work = Some(PathBuf::from(parser.value()?)),
             Long("only") => only.push(parser.value()?.string()?),
+            Long("jobs") => jobs = parser.value()?.parse()?,
             other => return Err(other.unexpected().into()),
         }
     }
@@ -174,30 +179,48 @@ fn test(parser: &mut lexopt::Parser) -> Result<bool> {
         truthdb: truthdb.context("--truthdb is missing")?,
         work: work.context("--work is missing")?,
     };
-    println!("      machines run on {}", acceleration());
-    let (mut passed, mut failed) = (0, 0);
-    for test in &TESTS {
-        if !only.is_empty() && only.iter().all(|name| name != test.name) {
-            continue;
+    let wanted = |test: &&Test| only.is_empty() || only.iter().any(|name| name == test.name);
+    let mut left: Vec<&Test> = TESTS.iter().filter(wanted).collect();
+    println!(
+        "      machines run on {}, {} at a time",
+        acceleration(),
+        jobs.clamp(1, left.len().max(1))
+    );
+    // The first one in the list is started first.
+    left.reverse();
+    let (count, left) = (left.len(), Mutex::new(left));
+    let passed = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, count.max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let Some(test) = next else { break };
+                    if one(test, &artefacts) {
+                        passed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
         }
-        println!("      {}: {}", test.name, test.what);
-        let took = Deadline::after(std::time::Duration::ZERO);
-        let outcome = (test.run)(&artefacts);
-        let seconds = took.elapsed().as_secs_f64();
-        match outcome {
-            Ok(()) => {
-                passed += 1;
-                println!("      {}: ok, {seconds:.1} s", test.name);
-            }
-            Err(error) => {
-                failed += 1;
-                println!(
-                    "      {}: FAILED after {seconds:.1} s: {error:#}",
-                    test.name
-                );
-            }
-        }
-    }
+    });
+    let passed = passed.into_inner();
+    let failed = count - passed;
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
+}
+
+/// Runs a test; whether it passed.
+fn one(test: &Test, artefacts: &Artefacts) -> bool {
+    println!("      {}: {}", test.name, test.what);
+    let took = Deadline::after(std::time::Duration::ZERO);
+    let outcome = (test.run)(artefacts);
+    let seconds = took.elapsed().as_secs_f64();
+    match &outcome {
+        Ok(()) => println!("      {}: ok, {seconds:.1} s", test.name),
+        Err(error) => println!(
+            "      {}: FAILED after {seconds:.1} s: {error:#}",
+            test.name
+        ),
+    }
+    outcome.is_ok()
 }

@@ -87,7 +87,7 @@ pub(crate) fn power_cut(artefacts: &Artefacts) -> Result<()> {
     machine.wait_for_http("/readyz", BOOT)?;
     acknowledged.check(machine.port())?;
     println!(
-        "      {} acknowledged events are there",
+        "      power-cut: {} acknowledged events are there",
         acknowledged.total()
     );
     machine.press_power()?;

@@ -80,7 +80,7 @@ fn as_of_checks_every_answer() {
     ]);
     assert_eq!(
         figures(&report, 0)["questions"].as_array().unwrap().len(),
-        6
+        8
     );
 }
 
