@@ -113,12 +113,8 @@ fn prepare(state: &Path) -> Result<()> {
 fn sources() -> Result<String> {
     let archives = match std::env::var(ARCHIVES_VARIABLE) {
         Ok(named) => named,
-        Err(_) => output(tool("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI)",
-            "Created-By: Packages",
-        ]))?,
+        // What it would fetch, which it also knows before it has ever fetched a list, and without privileges.
+        Err(_) => archives_in(&output(tool("apt-get").args(["update", "--print-uris"]))?),
     };
     let text = sources_of(&archives);
     if text.is_empty() {
@@ -128,6 +124,18 @@ fn sources() -> Result<String> {
         );
     }
     Ok(text)
+}
+
+/// Debian's archives among those that apt would fetch lists from: `'ADDRESS/dists/SUITE/…' …` on each line.
+fn archives_in(lines: &str) -> String {
+    let of_line = |line: &str| {
+        let (archive, _) = line.strip_prefix('\'')?.split_once("/dists/")?;
+        let name = archive.trim_end_matches('/').rsplit('/').next()?;
+        let is_debian = name == "debian" || name.starts_with("debian-");
+        is_debian.then(|| archive.to_owned())
+    };
+    let archives: Vec<String> = lines.lines().filter_map(of_line).collect();
+    archives.join(" ")
 }
 
 /// A stanza for each archive; that of security updates is told by its name.
@@ -180,6 +188,20 @@ mod tests {
         assert_eq!(text.matches("URIs: http://a/debian/\n").count(), 1);
         assert!(text.contains("debian-security/\nSuites: bookworm-security\n"));
         assert!(sources_of(" \n").is_empty());
+    }
+
+    #[test]
+    fn archives_are_those_that_apt_would_fetch_from() {
+        let lines = "'http://a/debian/dists/trixie/InRelease' a_debian_dists_trixie_InRelease 0 \n\
+                     'http://a/debian/dists/trixie/main/binary-amd64/Packages.xz' x 0\n\
+                     'http://a/debian-security/dists/trixie-security/InRelease' y 0\n\
+                     'http://b/tools/dists/all/InRelease' z 0\nReading package lists...\n";
+        assert_eq!(
+            archives_in(lines),
+            "http://a/debian http://a/debian http://a/debian-security"
+        );
+        let text = sources_of(&archives_in(lines));
+        assert_eq!(text.matches("Types:").count(), 2);
     }
 
     #[test]

@@ -41,10 +41,17 @@ impl Count {
     /// Sums the totals of cargo-nextest, of the test harness of Rust, and of lines of our own form
     /// (`N passed, N failed`) in an output.
     pub(crate) fn in_output(output: &str) -> Self {
-        plain(output)
-            .lines()
-            .filter_map(Self::in_line)
-            .fold(Self::default(), Self::plus)
+        let text = plain(output);
+        let is_nextest = |line: &&str| line.trim_start().starts_with("Summary [");
+        let summaries: Vec<&str> = text.lines().filter(is_nextest).collect();
+        // cargo-nextest shows what a failed test printed, the harness's own total of one test among it.
+        let lines = if summaries.is_empty() {
+            text.lines().collect()
+        } else {
+            summaries
+        };
+        let counts = lines.into_iter().filter_map(Self::in_line);
+        counts.fold(Self::default(), Self::plus)
     }
 
     fn in_line(line: &str) -> Option<Self> {
@@ -110,6 +117,13 @@ mod tests {
     fn totals_add_up_over_many_lines() {
         let lines = "test result: ok. 7 passed; 0 failed; 0 ignored\nnoise\ntest result: ok. 3 passed; 0 failed";
         assert_eq!(Count::in_output(lines), count(10, 0));
+    }
+
+    #[test]
+    fn a_failed_test_of_nextest_counts_once() {
+        let shown = "test result: FAILED. 0 passed; 1 failed; 0 ignored\n\
+                     Summary [   0.1s] 2 tests run: 1 passed, 1 failed, 0 skipped";
+        assert_eq!(Count::in_output(shown), count(1, 1));
     }
 
     #[test]

@@ -170,12 +170,6 @@ impl Fold {
         if self.config.compute {
             busy |= self.outgoing.pump(now);
             busy |= self.store_deltas(now);
-            for _ in 0..=self.applied_events / PART_EVENTS {
-                if !self.store.step(now) {
-                    break;
-                }
-                busy = true;
-            }
             self.list.write(self.controlled, false);
             // The program of before still finds what it left, until this one has come to the same.
             let is_known = self.controlled > 0 && !self.changed;
@@ -192,6 +186,15 @@ impl Fold {
             // The first partition's fold waits for rebuilt generations of all.
             if line.publish() && self.partition != 0 {
                 self.peers[0].signal.wake();
+            }
+        }
+        if self.config.compute {
+            // After readers see what was applied: a part may wait for the disk.
+            for _ in 0..=self.applied_events / PART_EVENTS {
+                if !self.store.step(now) {
+                    break;
+                }
+                busy = true;
             }
         }
         self.outgoing.tell(self.controlled);
