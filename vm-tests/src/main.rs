@@ -98,7 +98,7 @@ const TESTS: [Test; 11] = [
     },
     Test {
         name: "install-bad-disks",
-        what: "too small, protected, a bad sector, pulled out, power cut: each is said, logs on a stick; a rerun just works",
+        what: "too small, protected, a bad sector, pulled out, power cut: said, logs on a stick; a rerun just works",
         run: install::bad_disks,
     },
     Test {
