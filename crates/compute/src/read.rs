@@ -583,7 +583,7 @@ impl Reads {
     }
 }
 
-/// What a question needs of a state.
+/// What a question needs of a state whose tables are not known yet.
 #[derive(Clone, Copy)]
 pub(crate) enum Ask<'a> {
     /// All rows, in memory: nothing that can be damaged is between.

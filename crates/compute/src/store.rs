@@ -30,8 +30,8 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// Files that one step removes.
 const REMOVE_FILES: usize = 16;
 
-/// Snapshots that a fold takes of a line that is far behind the log, in the distance of those on marks.
-/// Behind them lie at most as many deltas as a question about few rows reads over in a moment.
+/// How many of the configured intervals lie between the snapshots of a line that is far behind the log: a
+/// question about few rows reads over as many deltas in a moment.
 const CATCH_UP_INTERVALS: u64 = 4;
 
 /// A delta log that is written.
@@ -272,11 +272,8 @@ impl Store {
         self.begin(applied, vec![input], now)
     }
 
-    fn begin(&mut self, sequence: u64, mut inputs: Vec<SnapshotInput>, now: u64) -> bool {
+    fn begin(&mut self, sequence: u64, inputs: Vec<SnapshotInput>, now: u64) -> bool {
         let partition = self.partition();
-        inputs.sort_by(|a, b| {
-            (&a.state.module, a.state.generation).cmp(&(&b.state.module, b.state.generation))
-        });
         let time = time_in_log(&self.files.engine, partition, sequence);
         let (Some(time), Some(snapshots), false) = (time, &mut self.snapshots, inputs.is_empty())
         else {
