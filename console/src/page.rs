@@ -8,6 +8,8 @@ use crate::node::{Health, Node};
 
 /// Lines of the log that a page key moves by.
 const PAGE_LINES: usize = 10;
+/// Bytes that must be free on the data partition: the database needs a segment of this size to go on.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
 /// Partitions that are named one by one.
 const PARTITIONS_NAMED_MAX: usize = 16;
 
@@ -130,6 +132,12 @@ fn summary(node: &Node) -> Page {
         page.blocks.push(Block::Callout {
             tone: Tone::Bad,
             text: format!("The data partition: {}", node.data_problem),
+        });
+    }
+    if node.disk.is_some_and(|(free, _)| free < ROOM_BYTES_MIN) {
+        page.blocks.push(Block::Callout {
+            tone: Tone::Bad,
+            text: "The data partition is full: nothing is appended until there is room.".to_owned(),
         });
     }
     if !node.shown_once.trim().is_empty() {
@@ -258,13 +266,15 @@ mod tests {
         let mut bad = node();
         bad.health = Health::Degraded("partition 3 is fenced".into());
         bad.partitions[3].1 = "fenced".into();
-        bad.data_problem = "it is full".into();
+        bad.data_problem = "it is damaged".into();
+        bad.disk = Some((1 << 20, 8 << 30));
         bad.shown_once = "admin token: tdb_x\n".into();
         let bad = said(&bad, &Screen::Summary);
         for part in [
             "partition 3 is fenced",
             "7 of 8 open; 3 fenced",
-            "it is full",
+            "it is damaged",
+            "The data partition is full",
             "admin token: tdb_x",
         ] {
             assert!(bad.contains(part), "{part}: {bad}");
