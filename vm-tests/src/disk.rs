@@ -38,6 +38,18 @@ pub fn overlay(base: &Path, to: &Path) -> Result<()> {
         .arg(to))
 }
 
+/// Copies a raw image, without the bytes that are not there.
+///
+/// # Errors
+///
+/// `qemu-img`'s.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("qemu-img")
+        .args(["convert", "-q", "-f", "raw", "-O", "raw"])
+        .arg(from)
+        .arg(to))
+}
+
 /// Makes an empty disk.
 ///
 /// # Errors
@@ -235,6 +247,34 @@ impl Ext4 {
             superblock: start + 1024,
             inode_table: start + u64::from(u32_at(&descriptor, 8)) * block_bytes,
         })
+    }
+
+    /// Leaves next to no room in the file system of a raw image, with a file whose blocks are only reserved.
+    ///
+    /// # Errors
+    ///
+    /// `debugfs`'s, of the package e2fsprogs.
+    pub fn fill(&self, image: &Path) -> Result<()> {
+        const BLOCKS_LEFT: u64 = 64;
+        let place = format!("{}?offset={}", image.display(), self.start);
+        let debugfs = |arguments: &[&str]| -> Result<String> {
+            let mut debugfs = Command::new("/sbin/debugfs");
+            let outcome = debugfs.args(arguments).arg(&place).output();
+            let outcome = outcome.context("cannot start debugfs: it is in e2fsprogs")?;
+            Ok(String::from_utf8_lossy(&outcome.stdout).into_owned())
+        };
+        let free = || -> Result<u64> {
+            let said = debugfs(&["-R", "stats"])?;
+            let free = said.lines().find_map(|l| l.strip_prefix("Free blocks:"));
+            let free = free.and_then(|number| number.trim().parse().ok());
+            free.with_context(|| format!("debugfs names no free blocks: {said}"))
+        };
+        let blocks = free()?.saturating_sub(BLOCKS_LEFT + 1);
+        debugfs(&["-w", "-R", "write /dev/null fill"])?;
+        debugfs(&["-w", "-R", &format!("fallocate fill 0 {blocks}")])?;
+        let left = free()?;
+        ensure!(left <= BLOCKS_LEFT, "{left} blocks are still free");
+        Ok(())
     }
 
     /// Marks the file system as one with errors, so that a check looks at all of it.

@@ -60,7 +60,7 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
-const TESTS: [Test; 11] = [
+const TESTS: [Test; 12] = [
     Test {
         name: "power-cut",
         what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
@@ -80,6 +80,11 @@ const TESTS: [Test; 11] = [
         name: "damaged",
         what: "a file system beyond repair: said on the console, nothing is started on it",
         run: runtime::damaged,
+    },
+    Test {
+        name: "full",
+        what: "no room on the data partition: said on the console, not looped over; the power button stops it",
+        run: runtime::full,
     },
     Test {
         name: "iso-usb",

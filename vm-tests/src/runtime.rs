@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use truthdb_vm_tests::disk::{Ext4, overlay};
+use truthdb_vm_tests::disk::{Ext4, copy_sparse, overlay};
 use truthdb_vm_tests::load::Load;
 use truthdb_vm_tests::{Bus, Disk, Machine, Spec, http};
 
@@ -128,6 +128,23 @@ pub(crate) fn repaired_ahci(artefacts: &Artefacts) -> Result<()> {
     machine.wait_for_http("/readyz", BOOT)?;
     machine.press(&["ctrl", "alt", "delete"])?;
     machine.wait_for_end(STOP)
+}
+
+pub(crate) fn full(artefacts: &Artefacts) -> Result<()> {
+    let folder = artefacts.work.join("full");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let image = folder.join("full.raw");
+    copy_sparse(&artefacts.disk, &image)?;
+    Ext4::find(&image)?.fill(&image)?;
+    let spec = Spec {
+        disks: vec![Disk::new(&image, "raw", Bus::Virtio)],
+        ..Spec::default()
+    };
+    let mut machine = Machine::start(&spec, &folder)?;
+    machine.wait_for_serial("The data partition is full", BOOT)?;
+    machine.press_power()?;
+    machine.wait_for_end(STOP)?;
+    std::fs::remove_file(&image).context("removing the full disk")
 }
 
 pub(crate) fn damaged(artefacts: &Artefacts) -> Result<()> {
