@@ -153,16 +153,13 @@ impl Demo {
     fn build(options: &Options) -> Result<Self> {
         println!("==> Building the server and the loader (some minutes the first time)");
         let programs = tools::programs(&["truthdb", "flights-load"], &[], options.libc)?;
-        let [truthdb, flights_load] = &programs[..] else {
-            bail!("two programs have two paths");
-        };
         state::build()?;
         println!("==> Preparing the independent verifier of proofs (Python)");
         Ok(Self {
             folder: options.folder.clone(),
             http_port: options.port,
-            truthdb: truthdb.clone(),
-            flights_load: flights_load.clone(),
+            truthdb: programs.join("truthdb"),
+            flights_load: programs.join("flights-load"),
             python: install::python()?,
         })
     }

@@ -358,10 +358,8 @@ fn deny() -> Result<Count> {
 
 /// Builds the static binary, and makes and verifies a database with it.
 fn static_binary() -> Result<Count> {
-    let [binary] = &tools::programs(&["truthdb"], &[], Libc::Musl)?[..] else {
-        bail!("one program has one path");
-    };
-    let elf = std::fs::read(binary).context("reading the static binary")?;
+    let binary = tools::programs(&["truthdb"], &[], Libc::Musl)?.join("truthdb");
+    let elf = std::fs::read(&binary).context("reading the static binary")?;
     ensure!(
         !needs_interpreter(&elf)?,
         "{} is not static",
@@ -369,13 +367,13 @@ fn static_binary() -> Result<Count> {
     );
     let folder = scratch("static")?;
     let data = folder.join("data");
-    run(command(binary).arg("--version"))?;
-    run(command(binary)
+    run(command(&binary).arg("--version"))?;
+    run(command(&binary)
         .arg("init")
         .arg("--data")
         .arg(&data)
         .args(["--partitions", "2"]))?;
-    run(command(binary).arg("verify").arg("--data").arg(&data))?;
+    run(command(&binary).arg("verify").arg("--data").arg(&data))?;
     std::fs::remove_dir_all(&folder).context("removing the scratch folder")?;
     // Static, starts, makes a database, verifies it.
     Ok(Count {

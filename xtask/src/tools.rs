@@ -89,16 +89,13 @@ pub(crate) fn started(
     arguments: &[OsString],
     libc: Libc,
 ) -> Result<Command> {
-    let [path] = programs(&[name], features, libc)?
-        .try_into()
-        .map_err(|_| anyhow::anyhow!("one program has one path"))?;
-    let mut command = command(path);
+    let mut command = command(programs(&[name], features, libc)?.join(name));
     command.args(arguments);
     Ok(command)
 }
 
-/// Builds programs of [`PACKAGES`], optimised, and says where they are.
-pub(crate) fn programs(names: &[&str], features: &[&str], libc: Libc) -> Result<Vec<PathBuf>> {
+/// Builds programs of [`PACKAGES`], optimised; the folder that they are in.
+pub(crate) fn programs(names: &[&str], features: &[&str], libc: Libc) -> Result<PathBuf> {
     let mut build = cargo();
     build.args(["build", "--quiet", "--locked", "--profile", "fast"]);
     if let Some(target) = libc.target()? {
@@ -107,8 +104,7 @@ pub(crate) fn programs(names: &[&str], features: &[&str], libc: Libc) -> Result<
     build.args(PACKAGES.iter().flat_map(|package| ["--package", package]));
     build.args(names.iter().flat_map(|name| ["--bin", name]));
     run(build.args(features))?;
-    let folder = libc.folder("fast");
-    Ok(names.iter().map(|name| folder.join(name)).collect())
+    Ok(libc.folder("fast"))
 }
 
 #[cfg(test)]

@@ -187,4 +187,27 @@ mod tests {
         forget_oldest(&mut states, 1);
         assert_eq!(states[0].of, moment(4), "the newest is kept");
     }
+
+    #[test]
+    fn a_state_of_some_rows_answers_for_these_and_counts_what_else_is_asked() {
+        let rows = |key: &[u8]| Wanted::Range(PastRange::of_key(0, key));
+        let past = PastStates::default();
+        assert_eq!(past.find(&moment(1), &rows(b"a")).unwrap_err(), 0);
+        let mut view = PastView::empty(1, 1);
+        view.narrow(PastRange::of_key(0, b"a"));
+        past.keep(moment(1), Rows::Disk(Arc::new(view)));
+        assert!(past.find(&moment(1), &rows(b"a")).is_ok());
+        let missed = |wanted| past.find(&moment(1), &wanted).unwrap_err();
+        assert_eq!([missed(rows(b"b")), missed(Wanted::All)], [1, 2]);
+        // What is kept for the moment then has other rows; how often it was in vain is not forgotten.
+        let mut other = PastView::empty(1, 1);
+        other.narrow(PastRange::of_key(0, b"b"));
+        past.keep(moment(1), Rows::Disk(Arc::new(other)));
+        assert_eq!(missed(rows(b"a")), 3);
+        past.keep(moment(1), Rows::Disk(Arc::new(PastView::empty(1, 1))));
+        for wanted in [rows(b"a"), Wanted::All] {
+            assert!(past.find(&moment(1), &wanted).is_ok());
+        }
+        assert_eq!(missed(Wanted::Memory), 4);
+    }
 }

@@ -40,20 +40,6 @@ fn history(code: &[u8]) -> (Machine, Vec<RowsAnswer>) {
     (machine, seen)
 }
 
-fn derived_files(machine: &Machine) -> Vec<String> {
-    let is_derived = |path: &String| {
-        ["/deltas/", "/snapshots/", "modules/"]
-            .iter()
-            .any(|part| path.contains(part))
-    };
-    machine
-        .world
-        .paths()
-        .into_iter()
-        .filter(is_derived)
-        .collect()
-}
-
 fn check(machine: &Machine, seen: &[RowsAnswer], what: &str) {
     let last = seen.last().unwrap();
     let now = machine.rows("tally", "last", At::Now);
@@ -97,7 +83,7 @@ fn without_any_derived_file_the_state_is_the_same() {
     for code in [&b"tally"[..], b"tally-impure"] {
         let (mut machine, seen) = history(code);
         machine.kill();
-        for path in derived_files(&machine) {
+        for path in machine.derived_files() {
             machine.world.remove_file(&path).unwrap();
         }
         machine.open();
@@ -122,7 +108,7 @@ fn damage_to_any_derived_file_makes_no_difference() {
     let (mut machine, seen) = history(b"tally");
     machine.kill();
     let image = machine.world.image();
-    for path in derived_files(&machine) {
+    for path in machine.derived_files() {
         for part in [1, 3, 9] {
             machine.world.restore(&image);
             let bytes = machine.world.read_file(&path).unwrap().len() as u64;
@@ -140,7 +126,8 @@ fn damage_to_a_snapshot_while_it_is_in_use_makes_no_difference() {
     let (mut machine, seen) = history(b"tally");
     machine.kill();
     let image = machine.world.image();
-    let chunks: Vec<String> = derived_files(&machine)
+    let chunks: Vec<String> = machine
+        .derived_files()
         .into_iter()
         .filter(|path| path.contains("/chunks/"))
         .collect();
@@ -168,7 +155,7 @@ fn a_past_state_is_the_same_from_memory_files_and_the_log() {
     let from_files: Vec<_> = points.iter().map(|point| ask(&machine, *point)).collect();
     assert_eq!(from_files, from_memory);
     machine.kill();
-    for path in derived_files(&machine) {
+    for path in machine.derived_files() {
         machine.world.remove_file(&path).unwrap();
     }
     machine.config.compute = false;

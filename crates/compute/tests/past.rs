@@ -47,11 +47,8 @@ fn get(machine: &Machine, stream: u64, sequence: u64) -> RowsAnswer {
 /// The same machine without any derived file, whose answers come from the events alone.
 fn from_the_log(machine: &mut Machine) {
     machine.kill();
-    let derived = ["/deltas/", "/snapshots/"];
-    for path in machine.world.paths() {
-        if derived.iter().any(|part| path.contains(part)) {
-            machine.world.remove_file(&path).unwrap();
-        }
+    for path in machine.derived_files() {
+        machine.world.remove_file(&path).unwrap();
     }
     machine.config.compute = false;
     machine.open();

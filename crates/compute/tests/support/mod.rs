@@ -293,6 +293,13 @@ impl Machine {
         self.settle();
     }
 
+    /// Files that are made from the log, and may be removed.
+    pub fn derived_files(&self) -> Vec<String> {
+        let parts = ["/deltas/", "/snapshots/", "modules/"];
+        let is_derived = |path: &String| parts.iter().any(|part| path.contains(part));
+        self.world.paths().into_iter().filter(is_derived).collect()
+    }
+
     pub fn publish(&mut self, bytes: &[u8]) -> ModuleHash {
         let inspected = self.compute().inspect(bytes).unwrap();
         let hash = inspected.hash;
