@@ -15,7 +15,7 @@ use truthdb_installer::input::Layout;
 use truthdb_installer::log::Ring;
 use truthdb_installer::platform::machine::monotonic_ms;
 use truthdb_installer::platform::{System, power};
-use truthdb_installer::ui::views::Views;
+use truthdb_installer::ui::views::{Screens, Views};
 
 use page::{Screen, next};
 
@@ -26,7 +26,8 @@ fn main() -> ExitCode {
     let messages = Ring::new(false);
     messages.install(tracing::Level::INFO);
     let system = System::real();
-    let mut views = Views::open(gather::has_serial_console(&system));
+    let screens = Screens::of_command_line(&system.text("proc/cmdline"));
+    let mut views = Views::open(screens, gather::has_serial_console(&system));
     let mut screen = Screen::Summary;
     let mut gatherer = gather::Gatherer::new(system.clone());
     let mut node = gatherer.look();

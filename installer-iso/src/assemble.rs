@@ -53,14 +53,14 @@ pub(crate) fn unified_kernel_image(
     uki::append(stub, &sections)
 }
 
-/// An ISO that boots as CD and as USB stick: the FAT volume with the image is a partition of type ESP, and El Torito
+/// An ISO that boots as CD and as USB stick: the FAT volume with what firmware reads (the image by [`FALLBACK_PATH`]) is a partition of type ESP, and El Torito
 /// points into it, so that it is there once. See docs/adr/0014-images.md for the options.
 ///
 /// # Errors
 ///
 /// xorriso's.
 pub(crate) fn iso(
-    image: &[u8],
+    firmware_files: &[(&str, &[u8])],
     files: &[(&str, &[u8])],
     epoch: u64,
     scratch: &Path,
@@ -74,7 +74,7 @@ pub(crate) fn iso(
         process::write(&folder.join(name), content)?;
     }
     let volume = scratch.join("efi.img");
-    process::write(&volume, &fat::volume(&[(FALLBACK_PATH, image)])?)?;
+    process::write(&volume, &fat::volume(firmware_files)?)?;
     if to.exists() {
         std::fs::remove_file(to).with_context(|| format!("removing {}", to.display()))?;
     }
@@ -164,7 +164,8 @@ mod tests {
                 let folder = tempfile::tempdir().unwrap();
                 let to = folder.path().join("out.iso");
                 let files = [("README.TXT", &b"TruthDB"[..])];
-                iso(&image, &files, 1_700_000_000, folder.path(), &to).unwrap();
+                let firmware_files = [(FALLBACK_PATH, &image[..])];
+                iso(&firmware_files, &files, 1_700_000_000, folder.path(), &to).unwrap();
                 std::fs::read(to).unwrap()
             })
             .collect();

@@ -18,6 +18,7 @@ use crate::options::Options;
 use crate::process::{self, output, tool};
 use crate::profile::{Kind, Profile};
 use crate::sbom;
+use crate::sign::{self, Signer};
 use crate::splash;
 use crate::steps::Steps;
 use crate::uki;
@@ -37,6 +38,8 @@ pub(crate) struct Workshop {
     /// Pinned inputs.
     pub(crate) manifest: Manifest,
     builds: Builds,
+    /// Who signs images, if they are signed.
+    pub(crate) signer: Option<Signer>,
     /// Version of the product, with the commit.
     pub(crate) version: String,
     /// The commit's time, seconds since 1970.
@@ -71,6 +74,7 @@ impl Workshop {
             cache: Cache::of_user()?,
             manifest,
             builds,
+            signer: Signer::of(options)?,
             version,
             epoch,
             out,
@@ -147,6 +151,15 @@ impl Workshop {
             programs.push((format!("bin/{package}"), program));
         }
         Ok(programs)
+    }
+
+    /// The system that goes onto a medium or a disk, with its version.
+    fn system(&self, path: &Path) -> Result<(Vec<u8>, String)> {
+        let image = process::read(path)?;
+        let version = version_of(&image)
+            .with_context(|| format!("{} is no runtime of TruthDB", path.display()))?;
+        sign::check_given(self.signer.as_ref(), &image, path)?;
+        Ok((image, version))
     }
 
     /// The licences of everything in any of the images.
@@ -267,6 +280,13 @@ fn make_image(
     profile.validate()?;
     let root = workshop.root.join("installer-iso/root");
     let image = assemble::unified_kernel_image(profile, &root, &workshop.stub()?, release)?;
+    let image = match &workshop.signer {
+        Some(signer) => {
+            println!("      signed        {signer}");
+            signer.sign(&image, &workshop.scratch())?
+        }
+        None => image,
+    };
     workshop.publish(profile.kind.artefact(), &image, packages)
 }
 
@@ -300,8 +320,7 @@ pub(crate) fn iso(options: &Options) -> Result<()> {
     for name in ["mke2fs", "e2fsck", "debugfs"] {
         programs.push((format!("sbin/{name}"), others.e2fsprogs.folder.join(name)));
     }
-    let version = version_of(&process::read(&runtime)?)
-        .with_context(|| format!("{} is no runtime of TruthDB", runtime.display()))?;
+    let (_, version) = workshop.system(&runtime)?;
     let version_file = workshop.scratch().join("version");
     process::write(&version_file, format!("{version}\n").as_bytes())?;
     let profile = Profile {
@@ -333,7 +352,21 @@ pub(crate) fn iso(options: &Options) -> Result<()> {
             ("LICENCES.TXT", &licences[..]),
         ];
         let image = process::read(&image)?;
-        assemble::iso(&image, &files, workshop.epoch, &workshop.scratch(), &path)?;
+        let mut firmware_files = vec![(assemble::FALLBACK_PATH, image)];
+        if let Some(signer) = &workshop.signer {
+            firmware_files.push((sign::CERTIFICATE_FILE, signer.certificate_der()?));
+        }
+        let firmware_files: Vec<(&str, &[u8])> = firmware_files
+            .iter()
+            .map(|(name, content)| (*name, &content[..]))
+            .collect();
+        assemble::iso(
+            &firmware_files,
+            &files,
+            workshop.epoch,
+            &workshop.scratch(),
+            &path,
+        )?;
         workshop.describe(
             ISO,
             &[
@@ -377,9 +410,7 @@ pub(crate) fn disk(options: &Options) -> Result<()> {
     })?;
     let raw = workshop.out.join(Format::Raw.artefact());
     steps.run("disk, by the installer's executor", || {
-        let image = process::read(&runtime)?;
-        let version = version_of(&image)
-            .with_context(|| format!("{} is no runtime of TruthDB", runtime.display()))?;
+        let (image, version) = workshop.system(&runtime)?;
         let mut files = Vec::new();
         for (path, given) in [
             ("config/truthdb.toml", &options.config),

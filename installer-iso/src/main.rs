@@ -29,6 +29,7 @@ mod process;
 mod profile;
 mod release;
 mod sbom;
+mod sign;
 mod splash;
 mod steps;
 mod uki;
@@ -61,6 +62,7 @@ Usage: truthdb-image <command> [options]
   --size MIB        size of a disk image                         (default: 8192)
   --config FILE     the server's configuration in a disk image   (default: none; the runtime has one)
   --node-config FILE  the node's configuration in a disk image   (default: none; DHCP)
+  --sign-key FILE, --sign-certificate FILE   sign the images for Secure Boot, with these in PEM (default: unsigned)
   --debug           kernel messages and the node's log on the serial console
   --out DIR         where artefacts go           (default: target/appliance/VERSION; of a release: dist)
 ";

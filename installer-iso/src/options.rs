@@ -28,6 +28,10 @@ pub(crate) struct Options {
     pub(crate) splash: Option<PathBuf>,
     /// cargo's profile.
     pub(crate) profile: Option<String>,
+    /// The key that the images are signed with.
+    pub(crate) sign_key: Option<PathBuf>,
+    /// Its certificate.
+    pub(crate) sign_certificate: Option<PathBuf>,
     /// Talkative.
     pub(crate) debug: bool,
     /// Where artefacts go.
@@ -85,6 +89,8 @@ impl Options {
                 "installer" => &mut options.installer,
                 "runtime" => &mut options.runtime,
                 "splash" => &mut options.splash,
+                "sign-key" => &mut options.sign_key,
+                "sign-certificate" => &mut options.sign_certificate,
                 "out" => &mut options.out,
                 "" => {
                     let Value(word) = argument else {

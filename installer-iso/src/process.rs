@@ -12,7 +12,7 @@ const TAIL_LINES: usize = 30;
 const UNITS_PER_LINE: usize = 250;
 
 /// Tools and the Debian package that each comes in.
-const PACKAGES: [(&str, &str); 16] = [
+const PACKAGES: [(&str, &str); 17] = [
     ("apt-get", "apt"),
     ("bison", "bison"),
     ("bc", "bc"),
@@ -24,6 +24,7 @@ const PACKAGES: [(&str, &str); 16] = [
     ("nice", "coreutils"),
     ("patch", "patch"),
     ("qemu-img", "qemu-utils"),
+    ("sbsign", "sbsigntool"),
     ("strip", "binutils"),
     ("tar", "tar"),
     ("xorriso", "xorriso"),

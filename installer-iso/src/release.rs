@@ -13,6 +13,7 @@ use crate::images::{self, ISO, RUNTIME_PACKAGES, Workshop};
 use crate::kernel::Kernel;
 use crate::options::Options;
 use crate::process::{self, output, tool};
+use crate::sign::Signer;
 
 /// The list of sums.
 const SUMS: &str = "SHA256SUMS";
@@ -51,7 +52,7 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     build(options, &making)?;
     let workshop = Workshop::open(&Options {
         out: Some(making.clone()),
-        ..Options::default()
+        ..options.clone()
     })?;
     collect(&workshop)?;
     sources(&workshop)?;
@@ -270,6 +271,11 @@ fn provenance(workshop: &Workshop) -> Result<()> {
             Ok(json!({ "name": name, "digest": { "sha256": sha256 } }))
         })
         .collect::<Result<_>>()?;
+    let signer = workshop
+        .signer
+        .as_ref()
+        .map(Signer::fingerprint)
+        .transpose()?;
     let statement = json!({
         "_type": "https://in-toto.io/Statement/v1",
         "subject": subjects,
@@ -277,7 +283,7 @@ fn provenance(workshop: &Workshop) -> Result<()> {
         "predicate": {
             "buildDefinition": {
                 "buildType": "cargo xtask release",
-                "externalParameters": { "version": workshop.version },
+                "externalParameters": { "version": workshop.version, "signingCertificateSha256": signer },
                 "internalParameters": { "tools": tools },
                 "resolvedDependencies": [
                     { "name": "the repository", "digest": { "gitCommit": git(&["rev-parse", "HEAD"])? } },

@@ -26,7 +26,7 @@ use crate::plan::Mode;
 /// What every key on the command line begins with.
 const PREFIX: &str = "truthdb.";
 /// Keys on the command line that are not answers.
-const NO_ANSWERS: [&str; 1] = ["log"];
+const NO_ANSWERS: [&str; 2] = ["log", "screen"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -218,7 +218,8 @@ mod tests {
         assert_eq!((&answers.disk[..], answers.wipe), ("0123", true));
         assert_eq!(answers.finish, Finish::Reboot);
         assert_eq!(answers.values, [(Field::Partitions, "4".to_owned())]);
-        assert_eq!(from_command_line("quiet truthdb.log=debug"), None);
+        let none = from_command_line("quiet truthdb.log=debug truthdb.screen=framebuffer");
+        assert_eq!(none, None);
         assert!(parse(&from_command_line("truthdb.disk=1 truthdb.wype=true").unwrap()).is_err());
     }
 

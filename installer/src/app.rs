@@ -12,7 +12,7 @@ use crate::flow::{Effect, Event, Failure, Origin, Session, State, step};
 use crate::log::Ring;
 use crate::platform::{power, sticks};
 use crate::ui::pages;
-use crate::ui::views::Views;
+use crate::ui::views::{Screens, Views};
 use crate::work::{self, Places};
 
 /// How long the loop waits when nothing happens, in milliseconds.
@@ -68,7 +68,8 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
         devices_are_new: false,
     };
     app.devices = app.block_devices();
-    let mut views = Views::open(true);
+    let screens = Screens::of_command_line(&app.places.system.text("proc/cmdline"));
+    let mut views = Views::open(screens, true);
     views.show(&pages::of(&app.session));
     if let Some(code) = app.take(Event::Started, &mut views) {
         return Ok(code);

@@ -66,7 +66,7 @@ impl Places {
 #[must_use]
 pub fn probe_hardware(places: &Places) -> Vec<Event> {
     let system = &places.system;
-    let hardware = look(system);
+    let hardware = look(system, &places.payload);
     tracing::info!(?hardware, "the machine");
     let mut events: Vec<Event> = probe_answers(places).into_iter().collect();
     let settings = node::default_settings(&hardware);
@@ -127,7 +127,7 @@ fn prepare(
     settings: &Settings,
     answers: Option<Sha256>,
 ) -> Result<Prepared, String> {
-    let hardware = look(&places.system);
+    let hardware = look(&places.system, &places.payload);
     let created_s = clock_s();
     let seed =
         Seed::random().map_err(|error| format!("the machine gives no randomness: {error}"))?;

@@ -10,8 +10,8 @@ use sample::{
 };
 use truthdb_installer::executor::{Progress, Step};
 use truthdb_installer::flow::{
-    Answers, Disk, Effect, Event, Field, Finish, FoundSystem, Hardware, Network, Session, State,
-    step,
+    Answers, Disk, Effect, Event, Field, Finish, FoundSystem, Hardware, Network, SecureBoot,
+    Session, State, Verdict, step,
 };
 use truthdb_installer::input::{Key, Layout};
 use truthdb_installer::plan::Mode;
@@ -111,6 +111,30 @@ fn less_than_ten_keys_install_over_an_old_node_on_the_third_disk() {
     let (session, effects) = walk(Session::new("0.1.0"), events);
     assert_eq!(session.state, State::Reboot { power_off: false });
     assert!(names(&effects).contains(&"Execute"));
+}
+
+#[test]
+fn a_system_that_nobody_signed_is_not_installed_where_signatures_are_asked_for() {
+    let on_machine = |system_is_signed| {
+        let mut machine = hardware();
+        machine.secure_boot = SecureBoot::On;
+        machine.system_is_signed = system_is_signed;
+        let events = [
+            Event::Started,
+            Event::Hardware(Ok((machine.clone(), settings()))),
+            key(Key::Enter),
+        ];
+        let check = machine.checks().remove(0);
+        let (session, effects) = walk(Session::new("0.1.0"), events);
+        (check, session.state, names(&effects))
+    };
+    let (check, state, effects) = on_machine(false);
+    assert_eq!((state, check.verdict), (State::Welcome, Verdict::Bad));
+    assert_eq!(effects, ["ProbeHardware"]);
+    assert!(check.text.contains("Turn Secure Boot off"), "{check:?}");
+    let (check, _, effects) = on_machine(true);
+    assert_eq!(effects, ["ProbeHardware", "ProbeDisks"]);
+    assert_eq!(check.verdict, Verdict::Doubtful);
 }
 
 #[test]

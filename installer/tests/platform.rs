@@ -9,7 +9,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use truthdb_installer::executor::{self, FileTarget, Tools};
-use truthdb_installer::flow::{Event, SecureBoot};
+use truthdb_installer::flow::{Event, Hardware, SecureBoot};
 use truthdb_installer::plan::{ESP_BYTES_MIN_512, Mode, Plan, Sha256};
 use truthdb_installer::platform::{System, disks, efi, machine, sticks};
 use truthdb_installer::work::{self, Places};
@@ -227,6 +227,13 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
     );
 }
 
+fn look(machine: &Machine) -> Hardware {
+    machine::look(
+        &machine.system(),
+        &machine.path("payload/TruthDBRuntime.efi"),
+    )
+}
+
 #[test]
 fn the_machine_is_told_and_what_makers_leave_in_place_of_names_is_not() {
     let machine = Machine::new();
@@ -252,7 +259,7 @@ fn the_machine_is_told_and_what_makers_leave_in_place_of_names_is_not() {
         "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c",
         [6, 0, 0, 0, 1],
     );
-    let found = machine::look(&machine.system());
+    let found = look(&machine);
     assert_eq!(found.product, "R7525");
     assert_eq!((found.cpus, &found.cpu_model[..]), (2, "AMD EPYC 7313"));
     assert_eq!(found.memory_bytes, 16_384_000 * 1024);
@@ -260,6 +267,7 @@ fn the_machine_is_told_and_what_makers_leave_in_place_of_names_is_not() {
         (found.efi, found.efi_variables, found.secure_boot),
         (true, true, SecureBoot::On)
     );
+    assert!(!found.system_is_signed);
     assert_eq!(found.network.len(), 1);
     assert_eq!(found.network[0].mac, "52:54:00:ab:34:56");
     assert!(found.uuid.is_some());
@@ -267,8 +275,8 @@ fn the_machine_is_told_and_what_makers_leave_in_place_of_names_is_not() {
         "sys/class/dmi/id/product_uuid",
         "ffffffff-ffff-ffff-ffff-ffffffffffff\n",
     );
-    assert_eq!(machine::look(&machine.system()).uuid, None);
-    let bare = machine::look(&Machine::new().system());
+    assert_eq!(look(&machine).uuid, None);
+    let bare = look(&Machine::new());
     assert_eq!(
         (bare.efi, bare.secure_boot, bare.memory_bytes),
         (false, SecureBoot::Unknown, 0)
@@ -336,11 +344,11 @@ fn the_machine_is_sent_to_its_disk_and_when_that_was_is_noted() {
     let vars = "sys/firmware/efi/efivars";
     machine.write(&format!("{vars}/Boot0000-{GLOBAL}"), entry("Medium"));
     machine.write(&format!("{vars}/BootOrder-{GLOBAL}"), [7, 0, 0, 0, 0, 0]);
-    assert_eq!(machine::look(&system).sent_to_disk_s, None);
+    assert_eq!(look(&machine).sent_to_disk_s, None);
     efi::start_disk_next(&system, &disk).unwrap();
     assert_eq!(variable(&machine, "BootNext"), [7, 0, 0, 0, 1, 0]);
     assert_eq!(variable(&machine, "BootOrder"), [7, 0, 0, 0, 1, 0, 0, 0]);
-    let now = machine::look(&system);
+    let now = look(&machine);
     assert!(now.is_back_soon(), "{:?}", now.sent_to_disk_s);
     // The entry is the one that the installation has made.
     let made = variable(&machine, "Boot0001");

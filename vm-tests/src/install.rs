@@ -11,7 +11,7 @@ use truthdb_vm_tests::disk::{
 use truthdb_vm_tests::guide::{Guide, Keys};
 use truthdb_vm_tests::terminal::{line_after, plain};
 use truthdb_vm_tests::time_server::TimeServer;
-use truthdb_vm_tests::{Bus, Disk, Machine, Spec, answers};
+use truthdb_vm_tests::{Bus, Disk, Firmware, Machine, Spec, answers};
 
 use crate::Artefacts;
 use crate::runtime::check_quiet;
@@ -485,13 +485,15 @@ fn old_lvm() -> Vec<u8> {
     sector
 }
 
-/// Firmware whose variables cannot be reached: the installation succeeds, and says what is missing.
+/// Firmware whose variables cannot be reached: the installation succeeds, and says what is missing. Its screen is the
+/// framebuffer, as where DRM does not work.
 pub(crate) fn no_variables(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-no-variables")?;
     let disk = bench.disk("disk", DISK_BYTES, Bus::Ahci)?;
     let image = artefacts.iso.with_file_name("TruthDBInstaller.efi");
     let command_line = "console=ttynull console=ttyS0,115200 rdinit=/sbin/init quiet loglevel=1 \
-                        efi=noruntime truthdb.disk=TDB-SATA-0 truthdb.wipe=true";
+                        efi=noruntime truthdb.disk=TDB-SATA-0 truthdb.wipe=true \
+                        truthdb.screen=framebuffer";
     let spec = Spec {
         disks: vec![disk],
         kernel: Some((image, command_line.to_owned())),
@@ -504,6 +506,10 @@ pub(crate) fn no_variables(artefacts: &Artefacts) -> Result<()> {
         page.contains("by the disk's fallback path only"),
         "the missing boot entry is not said:\n{page}"
     );
+    ensure!(
+        guide.machine.screen()?.is_drawn(),
+        "nothing is on the screen by the framebuffer"
+    );
     Ok(())
 }
 
@@ -512,7 +518,7 @@ pub(crate) fn secure_boot(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "secure-boot")?;
     let spec = Spec {
         disks: vec![bench.medium()],
-        secure_boot: true,
+        firmware: Firmware::VendorKeys,
         network: false,
         ..Spec::default()
     };
@@ -524,4 +530,32 @@ pub(crate) fn secure_boot(artefacts: &Artefacts) -> Result<()> {
         "an image that nobody has signed was started"
     );
     Ok(())
+}
+
+/// Secure Boot with a key of one's own, which has signed both images: installed, and the node starts from its disk.
+pub(crate) fn own_keys(artefacts: &Artefacts) -> Result<()> {
+    let bench = Bench::new(artefacts, "secure-boot-own-keys")?;
+    let disk = bench.disk("disk", DISK_BYTES, Bus::Nvme)?;
+    let spec = Spec {
+        disks: vec![Disk::new(&artefacts.signed_iso, "raw", Bus::Cd), disk],
+        firmware: Firmware::TestKeys,
+        ..Spec::default()
+    };
+    let mut guide = Guide::start(&spec, &bench.folder, Keys::Serial)?;
+    let page = guide.wait_for_welcome()?;
+    ensure!(
+        page.contains("Secure Boot on"),
+        "Secure Boot is not said to be on:\n{page}"
+    );
+    guide.choose("TDB-NVME-1")?;
+    guide.confirm()?;
+    let page = guide.wait_for_end("TruthDB is installed")?;
+    let secrets = Secrets::on(&page)?;
+    guide.machine.eject(0)?;
+    guide.enter()?;
+    // The firmware checks what it starts from the disk as it did with the medium.
+    let mut machine = guide.machine;
+    let client = bench.client(&machine, &secrets);
+    wait_for_append(&mut machine, &client, "orders", 0)?;
+    check_events(&client, "orders", 1)
 }

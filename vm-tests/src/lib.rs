@@ -26,4 +26,4 @@ pub mod time_server;
 pub mod wait;
 
 pub use machine::Machine;
-pub use spec::{Bus, Disk, Spec};
+pub use spec::{Bus, Disk, Firmware, Spec};

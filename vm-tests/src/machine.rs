@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::http;
 use crate::picture::Picture;
 use crate::qmp::Qmp;
-use crate::spec::{Spec, Surroundings};
+use crate::spec::{Firmware, Spec, Surroundings};
 use crate::wait::Deadline;
 
 /// Bytes of the serial line in a report.
@@ -24,20 +24,33 @@ const TAIL_BYTES: usize = 3000;
 const EMULATION_STRETCH: u32 = 10;
 /// How long QEMU may take to open its control socket.
 const QMP_WAIT: Duration = Duration::from_secs(60);
-/// Folders with the firmware, as distributions have it: code, variables, code and variables with Secure Boot.
-const FIRMWARE: [[&str; 4]; 2] = [
-    [
-        "/usr/share/OVMF/OVMF_CODE_4M.fd",
-        "/usr/share/OVMF/OVMF_VARS_4M.fd",
-        "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
-        "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
-    ],
-    [
-        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
-        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
-        "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
-        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
-    ],
+/// The firmware of a distribution.
+struct FirmwareFiles {
+    code: &'static str,
+    variables: &'static str,
+    /// With Secure Boot.
+    secure_code: &'static str,
+    /// Secure Boot's variables with the keys of vendors.
+    vendor_variables: &'static str,
+    /// The same with a key for tests; not every distribution has one.
+    test_variables: Option<&'static str>,
+}
+
+const FIRMWARE: [FirmwareFiles; 2] = [
+    FirmwareFiles {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.fd",
+        variables: "/usr/share/OVMF/OVMF_VARS_4M.fd",
+        secure_code: "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd",
+        vendor_variables: "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+        test_variables: Some("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd"),
+    },
+    FirmwareFiles {
+        code: "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+        variables: "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+        secure_code: "/usr/share/edk2/x64/OVMF_CODE.secboot.4m.fd",
+        vendor_variables: "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+        test_variables: None,
+    },
 ];
 
 /// A running QEMU. It ends with this value.
@@ -66,7 +79,7 @@ impl Machine {
                 std::fs::remove_file(&path).context("removing what an earlier machine left")?;
             }
         }
-        let [code, variables] = firmware(spec.secure_boot)?;
+        let [code, variables] = firmware(spec.firmware)?;
         let own = folder.join("variables.fd");
         std::fs::copy(variables, &own).context("copying the firmware's variables")?;
         let ports = free_ports()?;
@@ -392,16 +405,23 @@ fn connect(child: &mut Child, folder: &Path) -> Result<Qmp> {
 }
 
 /// The firmware's code, and its variables.
-fn firmware(secure_boot: bool) -> Result<[&'static str; 2]> {
-    let found = FIRMWARE.iter().find(|files| Path::new(files[0]).is_file());
-    let [code, variables, secure_code, secure_variables] = found.context(
+fn firmware(wanted: Firmware) -> Result<[&'static str; 2]> {
+    let files = FIRMWARE
+        .iter()
+        .find(|files| Path::new(files.code).is_file());
+    let files = files.context(
         "there is no UEFI firmware for QEMU: `apt-get install ovmf` brings it \
          (`cargo xtask vm` installs what is missing by itself)",
     )?;
-    Ok(if secure_boot {
-        [secure_code, secure_variables]
-    } else {
-        [code, variables]
+    Ok(match wanted {
+        Firmware::Open => [files.code, files.variables],
+        Firmware::VendorKeys => [files.secure_code, files.vendor_variables],
+        Firmware::TestKeys => {
+            let variables = files.test_variables;
+            let variables =
+                variables.context("this distribution's firmware has no key for tests")?;
+            [files.secure_code, variables]
+        }
     })
 }
 
@@ -419,7 +439,7 @@ pub fn acceleration() -> &'static str {
 fn kvm_runs_firmware() -> Result<bool> {
     let folder = std::env::temp_dir().join(format!("truthdb-kvm-{}", std::process::id()));
     std::fs::create_dir_all(&folder).context("making a folder")?;
-    let [code, _] = firmware(false)?;
+    let [code, _] = firmware(Firmware::Open)?;
     let socket = folder.join("qmp");
     let mut child = Command::new("qemu-system-x86_64")
         .args([

@@ -24,7 +24,7 @@ use truthdb_vm_tests::machine::acceleration;
 use truthdb_vm_tests::wait::Deadline;
 
 const USAGE: &str = "\
-Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--only NAME]... [--jobs N]
+Usage: truthdb-vm test --disk IMAGE --iso IMAGE --signed-iso IMAGE --truthdb FILE --work DIR [--only NAME]... [--jobs N]
        truthdb-vm times --disk IMAGE --iso IMAGE --work DIR
        truthdb-vm list
        truthdb-vm boot FILE [--cd | --usb]
@@ -33,6 +33,7 @@ Usage: truthdb-vm test --disk IMAGE --iso IMAGE --truthdb FILE --work DIR [--onl
          --disk  raw image of an installed system, with vm-tests/config/plain.toml as configuration; the same
                  as qcow2 and VHD lie beside it
          --iso   the installer's medium; its unified kernel image lies beside it
+         --signed-iso  the same medium, with both images signed by the key for tests of the distribution's firmware
          --truthdb  the program that clients have
          --work  folder for disks, logs and screens of the machines
          --only  the named tests
@@ -47,6 +48,8 @@ pub(crate) struct Artefacts {
     pub(crate) disk: PathBuf,
     /// The installer's medium.
     pub(crate) iso: PathBuf,
+    /// The same, signed with the key for tests of the firmware.
+    pub(crate) signed_iso: PathBuf,
     /// The program that clients have.
     pub(crate) truthdb: PathBuf,
     /// Folder for everything that a test makes.
@@ -60,7 +63,7 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
-const TESTS: [Test; 12] = [
+const TESTS: [Test; 13] = [
     Test {
         name: "power-cut",
         what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
@@ -113,13 +116,18 @@ const TESTS: [Test; 12] = [
     },
     Test {
         name: "install-no-variables",
-        what: "firmware variables out of reach: installed by the kernel's command line, and what is missing is said",
+        what: "firmware variables out of reach, framebuffer: installed by the kernel's command line; what is missing is said",
         run: install::no_variables,
     },
     Test {
         name: "secure-boot",
         what: "Secure Boot on: the firmware refuses the image, and says so",
         run: install::secure_boot,
+    },
+    Test {
+        name: "secure-boot-own-keys",
+        what: "Secure Boot on, images signed with a key that is enrolled: installed, and the node serves",
+        run: install::own_keys,
     },
 ];
 
@@ -143,7 +151,7 @@ fn run() -> Result<bool> {
             "boot" => boot::main(&mut parser).map(|()| true),
             "list" => {
                 for test in &TESTS {
-                    println!("{:<16} {}", test.name, test.what);
+                    println!("{:<20} {}", test.name, test.what);
                 }
                 Ok(true)
             }
@@ -158,13 +166,15 @@ fn run() -> Result<bool> {
 }
 
 fn test(parser: &mut lexopt::Parser) -> Result<bool> {
-    let (mut disk, mut iso, mut truthdb, mut work) = (None, None, None, None);
+    let (mut disk, mut iso, mut signed_iso) = (None, None, None);
+    let (mut truthdb, mut work) = (None, None);
     let mut only = Vec::new();
     let mut jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     while let Some(argument) = parser.next()? {
         match argument {
             Long("disk") => disk = Some(PathBuf::from(parser.value()?)),
             Long("iso") => iso = Some(PathBuf::from(parser.value()?)),
+            Long("signed-iso") => signed_iso = Some(PathBuf::from(parser.value()?)),
             Long("truthdb") => truthdb = Some(PathBuf::from(parser.value()?)),
             Long("work") => work = Some(PathBuf::from(parser.value()?)),
             Long("only") => only.push(parser.value()?.string()?),
@@ -181,6 +191,7 @@ fn test(parser: &mut lexopt::Parser) -> Result<bool> {
     let artefacts = Artefacts {
         disk: disk.context("--disk is missing")?,
         iso: iso.context("--iso is missing")?,
+        signed_iso: signed_iso.context("--signed-iso is missing")?,
         truthdb: truthdb.context("--truthdb is missing")?,
         work: work.context("--work is missing")?,
     };

@@ -21,6 +21,17 @@ pub enum Bus {
     Cd,
 }
 
+/// What the firmware checks before it starts an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firmware {
+    /// Nothing.
+    Open,
+    /// Secure Boot, with the keys of vendors, who have signed none of our images.
+    VendorKeys,
+    /// Secure Boot, with the key for tests that the distribution's firmware comes with.
+    TestKeys,
+}
+
 /// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -66,8 +77,8 @@ pub struct Spec {
     pub screen: bool,
     /// Whether it has a network card, with a port of the host forwarded to port 7433 of the machine.
     pub network: bool,
-    /// Whether the firmware checks signatures (its variables then have nobody's keys but the firmware vendor's).
-    pub secure_boot: bool,
+    /// What the firmware checks.
+    pub firmware: Firmware,
     /// Whether a restart of the machine ends QEMU.
     pub ends_at_reboot: bool,
     /// What the machine's clock says at power on, as `2000-01-01T00:00:00`; `None`: the time of the host.
@@ -90,7 +101,7 @@ impl Default for Spec {
             disks: Vec::new(),
             screen: true,
             network: true,
-            secure_boot: false,
+            firmware: Firmware::Open,
             ends_at_reboot: false,
             clock: None,
             guest_address: None,
@@ -132,7 +143,10 @@ impl Spec {
         };
         let cpu = if acceleration == "kvm" { "host" } else { "max" };
         // Secure Boot's variables are protected by system management mode.
-        let smm = if self.secure_boot { "on" } else { "off" };
+        let smm = match self.firmware {
+            Firmware::Open => "off",
+            Firmware::VendorKeys | Firmware::TestKeys => "on",
+        };
         let machine = format!("q35,accel={acceleration},smm={smm}");
         add(&["-nodefaults", "-machine", &machine, "-cpu", cpu]);
         add(&[

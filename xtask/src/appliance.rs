@@ -51,6 +51,7 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
         "there is no image {what:?}: there are iso, runtime and disk"
     );
     let mut words: Vec<OsString> = parser.raw_args()?.collect();
+    signing_packages(&words)?;
     let boots = words.iter().any(|word| word == "--boot");
     words.retain(|word| word != "--boot");
     ensure!(
@@ -90,6 +91,7 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
 pub(crate) fn release(parser: &mut lexopt::Parser) -> Result<bool> {
     let words: Vec<OsString> = parser.raw_args()?.collect();
     build_packages()?;
+    signing_packages(&words)?;
     image_tool("release", &words)?;
     Ok(true)
 }
@@ -121,12 +123,9 @@ pub(crate) fn images_step() -> Result<Count> {
     build_test_images()?;
     let [one, two] = [test_folder(), target_dir().join("appliance/test-again")];
     let programs = one.join("parts/programs");
-    let given = |option: &str, path: PathBuf| [OsString::from(option), path.into_os_string()];
     let out = given("--out", two.clone());
     let mut words: Vec<OsString> = out.to_vec();
-    words.extend(given("--truthdb", programs.join("truthdb")));
-    words.extend(given("--node", programs.join("truthdb-node")));
-    words.extend(given("--console", programs.join("truthdb-console")));
+    words.extend(runtime_programs(&programs));
     image_tool("runtime", &words)?;
     let mut words: Vec<OsString> = out.to_vec();
     words.extend(given("--runtime", two.join("TruthDBRuntime.efi")));
@@ -161,6 +160,22 @@ pub(crate) fn images_step() -> Result<Count> {
     Ok(count)
 }
 
+/// An option that gives a file.
+fn given(option: &str, path: impl Into<PathBuf>) -> [OsString; 2] {
+    [OsString::from(option), path.into().into_os_string()]
+}
+
+/// The programs of the runtime, given from a folder.
+fn runtime_programs(folder: &Path) -> Vec<OsString> {
+    let programs = [
+        ("--truthdb", "truthdb"),
+        ("--node", "truthdb-node"),
+        ("--console", "truthdb-console"),
+    ];
+    let options = programs.map(|(option, name)| given(option, folder.join(name)));
+    options.into_iter().flatten().collect()
+}
+
 /// The suite's step `vm`. The step before it has built the images; alone it builds them itself.
 pub(crate) fn vm_step() -> Result<Count> {
     build_test_images()?;
@@ -187,9 +202,44 @@ fn build_test_images() -> Result<()> {
     Ok(())
 }
 
+/// Key and certificate that the distribution's firmware for tests trusts. Everybody has them.
+const TEST_KEY: [&str; 2] = [
+    "/usr/share/ovmf/PkKek-1-snakeoil.key",
+    "/usr/share/ovmf/PkKek-1-snakeoil.pem",
+];
+/// Pass phrase of the key.
+const TEST_KEY_PHRASE: &str = "pass:snakeoil";
+
+/// The medium once more, from the same programs, signed with the key for tests; its path.
+fn build_signed_medium() -> Result<PathBuf> {
+    let folder = target_dir().join("appliance/test-signed");
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    debian_package("openssl", || is_there("openssl"))?;
+    let [locked, certificate] = TEST_KEY;
+    let key = folder.join("test.key");
+    run(command("openssl")
+        .args(["rsa", "-in", locked, "-passin", TEST_KEY_PHRASE, "-out"])
+        .arg(&key))?;
+    let programs = test_folder().join("parts/programs");
+    let mut all = given("--out", folder.clone()).to_vec();
+    all.extend(given("--sign-key", key));
+    all.extend(given("--sign-certificate", certificate));
+    signing_packages(&all)?;
+    let mut words = all.clone();
+    words.extend(runtime_programs(&programs));
+    image_tool("runtime", &words)?;
+    let mut words = all;
+    words.extend(given("--runtime", folder.join("TruthDBRuntime.efi")));
+    words.extend(given("--installer", programs.join("truthdb-installer")));
+    image_tool("iso", &words)?;
+    Ok(folder.join("truthdb-installer.iso"))
+}
+
 fn boot_tests(only: &[String]) -> Result<Count> {
     machine_packages()?;
     let mut words = tested("test");
+    words.push("--signed-iso".into());
+    words.push(build_signed_medium()?.into_os_string());
     words.push("--truthdb".into());
     words.push(
         test_folder()
@@ -263,6 +313,15 @@ fn build_packages() -> Result<()> {
     debian_package("linux-libc-dev", || {
         Path::new("/usr/include/linux/version.h").exists()
     })
+}
+
+/// What signing takes, if something is to be signed.
+fn signing_packages(words: &[OsString]) -> Result<()> {
+    let signs = |word: &OsString| word.to_string_lossy().starts_with("--sign-key");
+    if !words.iter().any(signs) {
+        return Ok(());
+    }
+    debian_package("sbsigntool", || is_there("sbsign"))
 }
 
 fn machine_packages() -> Result<()> {

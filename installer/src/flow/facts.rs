@@ -49,6 +49,8 @@ pub struct Hardware {
     pub efi: bool,
     /// Secure Boot.
     pub secure_boot: SecureBoot,
+    /// Whether the system that this medium installs carries a signature, which Secure Boot asks for.
+    pub system_is_signed: bool,
     /// Network devices, by name.
     pub network: Vec<NetworkDevice>,
     /// Seconds since 1970 by the machine's clock.
@@ -111,7 +113,13 @@ impl Hardware {
                 "The firmware keeps no boot entries here: the disk will start by its fallback path.",
             );
         }
-        if self.secure_boot == SecureBoot::On {
+        if self.secure_boot == SecureBoot::On && !self.system_is_signed {
+            add(
+                Verdict::Bad,
+                "Secure Boot is on, and the system on this medium is not signed: the disk would not start. \
+                 Turn Secure Boot off in the firmware's settings, or make a medium whose system is signed too.",
+            );
+        } else if self.secure_boot == SecureBoot::On {
             add(
                 Verdict::Doubtful,
                 "Secure Boot is on: the installed system starts only if its signature is trusted \

@@ -151,6 +151,7 @@ mod tests {
             efi_variables: true,
             efi: true,
             secure_boot: SecureBoot::Off,
+            system_is_signed: false,
             network: vec![NetworkDevice {
                 name: "eth0".into(),
                 mac: "52:54:00:12:34:56".into(),

@@ -1,8 +1,10 @@
 //! Processors, memory, firmware, network devices and clock.
 
+use std::path::Path;
+
 use uuid::Uuid;
 
-use super::{System, efi};
+use super::{System, efi, image};
 use crate::flow::{Hardware, NetworkDevice, SecureBoot};
 
 /// Values that makers leave in place of a name.
@@ -21,9 +23,9 @@ const NO_UUIDS: [u128; 4] = [
     0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f,
 ];
 
-/// Looks at the machine.
+/// Looks at the machine, for the system in `payload`.
 #[must_use]
-pub fn look(system: &System) -> Hardware {
+pub fn look(system: &System, payload: &Path) -> Hardware {
     let is_name =
         |text: &String| !text.is_empty() && !NO_NAMES.contains(&text.to_ascii_lowercase().as_str());
     let names =
@@ -50,6 +52,7 @@ pub fn look(system: &System) -> Hardware {
         efi: system.path("sys/firmware/efi").exists(),
         efi_variables: !system.names(efi::VARIABLES).is_empty(),
         secure_boot: secure_boot(system),
+        system_is_signed: image::is_signed_file(payload),
         network: network(system),
         clock_s: clock_s(),
         sent_to_disk_s: efi::sent_to_disk_s(system),

@@ -6,6 +6,7 @@
 
 pub mod disks;
 pub mod efi;
+pub mod image;
 pub mod machine;
 pub mod power;
 pub mod signatures;

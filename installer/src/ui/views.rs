@@ -15,6 +15,7 @@ use super::{Page, View};
 use crate::input::evdev::Keyboards;
 use crate::input::serial::ESCAPE_WAIT_MS;
 use crate::input::{Key, Layout};
+use crate::platform::command_line_value;
 use crate::platform::machine::monotonic_ms;
 
 /// How often screens and keyboards are looked for, in milliseconds.
@@ -22,31 +23,81 @@ const LOOK_MS: u64 = 1500;
 /// How often the serial line is redrawn at most, in milliseconds: it takes a while to send a page.
 const TERMINAL_MS: u64 = 500;
 
+/// Which screens are used. A screen that stays black in one way may work in the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Screens {
+    /// Whatever works, DRM before the framebuffer.
+    Any,
+    /// DRM only.
+    Drm,
+    /// The framebuffer only.
+    Framebuffer,
+    /// None: the serial line only.
+    None,
+}
+
+impl Screens {
+    /// Key on the kernel's command line.
+    const KEY: &str = "truthdb.screen";
+
+    /// What the kernel's command line says: `truthdb.screen=drm`, `framebuffer` or `none`; else any.
+    #[must_use]
+    pub fn of_command_line(line: &str) -> Screens {
+        match command_line_value(line, Screens::KEY).as_deref() {
+            Some("drm") => Screens::Drm,
+            Some("framebuffer") => Screens::Framebuffer,
+            Some("none") => Screens::None,
+            Some(other) => {
+                tracing::warn!(
+                    "{}={other:?} is not known: there are drm, framebuffer, none",
+                    Screens::KEY
+                );
+                Screens::Any
+            }
+            None => Screens::Any,
+        }
+    }
+
+    /// The ways to a screen, in the order in which they are tried.
+    fn ways(self) -> &'static [fn(&Rc<Renderer>) -> io::Result<Screen>] {
+        match self {
+            Screens::Any => &[Screen::by_drm, Screen::by_framebuffer],
+            Screens::Drm => &[Screen::by_drm],
+            Screens::Framebuffer => &[Screen::by_framebuffer],
+            Screens::None => &[],
+        }
+    }
+}
+
 enum Screen {
     #[cfg(feature = "ui-drm")]
     Drm(super::drm::DrmView),
     #[cfg(feature = "ui-fb")]
-    Fb(super::fb::FbView),
+    Fb {
+        view: super::fb::FbView,
+        /// The cards that were there, none of which worked.
+        cards: Vec<String>,
+    },
 }
 
 impl Screen {
-    fn open(renderer: &Rc<Renderer>) -> Option<Screen> {
+    fn by_drm(renderer: &Rc<Renderer>) -> io::Result<Screen> {
         #[cfg(feature = "ui-drm")]
-        match super::drm::DrmView::open(renderer) {
-            Ok(view) => return Some(Screen::Drm(view)),
-            Err(error) => tracing::debug!("no screen through DRM: {error}"),
-        }
+        return super::drm::DrmView::open(renderer).map(Screen::Drm);
+        #[cfg(not(feature = "ui-drm"))]
+        return left_out(renderer);
+    }
+
+    fn by_framebuffer(renderer: &Rc<Renderer>) -> io::Result<Screen> {
         #[cfg(feature = "ui-fb")]
         {
             let device = std::path::Path::new("/dev/fb0");
             let sysfs = std::path::Path::new("/sys/class/graphics/fb0");
-            match super::fb::FbView::open(device, sysfs, renderer) {
-                Ok(view) => return Some(Screen::Fb(view)),
-                Err(error) => tracing::debug!("no screen through the framebuffer: {error}"),
-            }
+            let cards = cards();
+            super::fb::FbView::open(device, sysfs, renderer).map(|view| Screen::Fb { view, cards })
         }
-        let _ = renderer;
-        None
+        #[cfg(not(feature = "ui-fb"))]
+        return left_out(renderer);
     }
 
     fn view(&mut self) -> &mut dyn View {
@@ -54,7 +105,7 @@ impl Screen {
             #[cfg(feature = "ui-drm")]
             Screen::Drm(view) => view,
             #[cfg(feature = "ui-fb")]
-            Screen::Fb(view) => view,
+            Screen::Fb { view, .. } => view,
         }
     }
 
@@ -62,16 +113,29 @@ impl Screen {
         match self {
             #[cfg(feature = "ui-drm")]
             Screen::Drm(view) => view.is_current(),
-            // A card may have come up since: a framebuffer is given up for it.
+            // Another card may work: the framebuffer is given up for it.
             #[cfg(feature = "ui-fb")]
-            Screen::Fb(_) => !std::path::Path::new("/dev/dri/card0").exists(),
+            Screen::Fb { cards: then, .. } => *then == cards(),
         }
     }
+}
+
+/// What a program says that was built without one of the ways to a screen.
+#[cfg(not(all(feature = "ui-drm", feature = "ui-fb")))]
+fn left_out(_: &Rc<Renderer>) -> io::Result<Screen> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Names of the DRM devices.
+#[cfg(feature = "ui-fb")]
+fn cards() -> Vec<String> {
+    crate::platform::System::real().names("dev/dri")
 }
 
 /// All views and all keys.
 pub struct Views {
     renderer: Rc<Renderer>,
+    screens: Screens,
     screen: Option<Screen>,
     terminal: Option<Terminal>,
     keyboards: Keyboards,
@@ -85,7 +149,7 @@ impl Views {
     /// Opens what there is. Without a screen and without a terminal there still are keys to wait for,
     /// and a screen may be plugged in. The terminal is used only if that is wanted.
     #[must_use]
-    pub fn open(with_terminal: bool) -> Views {
+    pub fn open(screens: Screens, with_terminal: bool) -> Views {
         let terminal = match with_terminal.then(Terminal::standard) {
             Some(Ok(terminal)) => Some(terminal),
             Some(Err(error)) => {
@@ -96,6 +160,7 @@ impl Views {
         };
         let mut views = Views {
             renderer: Rc::new(Renderer::new()),
+            screens,
             screen: None,
             terminal,
             keyboards: Keyboards::new(),
@@ -128,15 +193,28 @@ impl Views {
             self.screen = None;
         }
         if self.screen.is_none() {
-            self.screen = Screen::open(&self.renderer);
-            if let Some(screen) = &mut self.screen {
-                tracing::info!("screen {}", screen.view().name());
+            self.screen = self.first_that_works();
+        }
+    }
+
+    /// The first screen that opens and takes the page. A card may open, and refuse to show anything.
+    fn first_that_works(&self) -> Option<Screen> {
+        for way in self.screens.ways() {
+            let opened = way(&self.renderer).and_then(|mut screen| {
                 if let Some(page) = &self.page {
-                    let shown = screen.view().show(page);
-                    self.judge(shown);
+                    screen.view().show(page)?;
                 }
+                Ok(screen)
+            });
+            match opened {
+                Ok(mut screen) => {
+                    tracing::info!("screen {}", screen.view().name());
+                    return Some(screen);
+                }
+                Err(error) => tracing::debug!("no screen: {error}"),
             }
         }
+        None
     }
 
     /// Shows a page on all views.
@@ -242,5 +320,25 @@ impl Views {
                 Vec::new()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_says_which_screens_are_used() {
+        for (line, screens) in [
+            ("quiet", Screens::Any),
+            ("quiet truthdb.screen=drm", Screens::Drm),
+            ("truthdb.screen=framebuffer quiet", Screens::Framebuffer),
+            ("truthdb.screen=none", Screens::None),
+            ("truthdb.screen=fb", Screens::Any),
+            ("truthdb.screen", Screens::Any),
+        ] {
+            assert_eq!(Screens::of_command_line(line), screens, "{line}");
+        }
+        assert_eq!(Screens::Any.ways().len(), 2);
     }
 }

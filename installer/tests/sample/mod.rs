@@ -25,6 +25,7 @@ pub(crate) fn hardware() -> Hardware {
         efi_variables: true,
         efi: true,
         secure_boot: SecureBoot::Off,
+        system_is_signed: true,
         network: vec![
             NetworkDevice {
                 name: "eth0".into(),
