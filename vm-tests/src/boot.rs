@@ -5,12 +5,15 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use lexopt::prelude::{Long, Value};
+use truthdb_vm_tests::disk::empty;
 use truthdb_vm_tests::machine::acceleration;
 
 /// The firmware, as Debian has it.
 const CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// Its variables.
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Bytes of the disk beside a medium, which an installation goes to.
+const DISK_BYTES: u64 = 16 << 30;
 
 /// Starts the machine and waits for its end.
 ///
@@ -39,9 +42,24 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<()> {
     };
     let variables = std::env::temp_dir().join(format!("truthdb-vm-{}.fd", std::process::id()));
     std::fs::copy(VARIABLES, &variables).context("`apt-get install ovmf` brings the firmware")?;
+    let mut target = Vec::new();
+    if extension == Some("iso") {
+        let disk = image.with_file_name("boot-disk.qcow2");
+        if !disk.exists() {
+            empty(&disk, DISK_BYTES)?;
+        }
+        println!("A disk to install on: {}, which is kept", disk.display());
+        target.push("-drive".to_owned());
+        target.push(format!(
+            "if=none,id=target,format=qcow2,file={}",
+            disk.display()
+        ));
+        target.push("-device".to_owned());
+        target.push("virtio-blk-pci,drive=target,bootindex=2,serial=TARGET-1".to_owned());
+    }
     println!(
         "The machine's serial line follows. Ctrl-A, then X, leaves; Ctrl-A, then C, is QEMU's own \
-         prompt. Port 7433 of the machine is 127.0.0.1:17433. The image keeps what is written."
+         prompt. Ports 7433 and 7434 of the machine are 127.0.0.1:17433 and 17434. The image keeps what is written."
     );
     let status = Command::new("qemu-system-x86_64")
         .args([
@@ -83,7 +101,11 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<()> {
             image.display()
         ))
         .args(["-device", device.unwrap_or(default)])
-        .args(["-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:17433-:7433"])
+        .args(target)
+        .args([
+            "-netdev",
+            "user,id=net,hostfwd=tcp:127.0.0.1:17433-:7433,hostfwd=tcp:127.0.0.1:17434-:7434",
+        ])
         .args(["-device", "virtio-net-pci,netdev=net"])
         .status()
         .context("`apt-get install qemu-system-x86` brings QEMU")?;

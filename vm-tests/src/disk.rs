@@ -50,6 +50,18 @@ pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
         .arg(to))
 }
 
+/// Copies a disk into a raw image, without the bytes that are not there.
+///
+/// # Errors
+///
+/// `qemu-img`'s.
+pub fn flatten(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("qemu-img")
+        .args(["convert", "-q", "-f", "qcow2", "-O", "raw"])
+        .arg(from)
+        .arg(to))
+}
+
 /// Makes an empty disk.
 ///
 /// # Errors
@@ -249,31 +261,24 @@ impl Ext4 {
         })
     }
 
-    /// Leaves next to no room in the file system of a raw image, with a file whose blocks are only reserved.
+    /// Leaves so many blocks free in the file system of a raw image, with a file whose blocks are only reserved.
     ///
     /// # Errors
     ///
     /// `debugfs`'s, of the package e2fsprogs.
-    pub fn fill(&self, image: &Path) -> Result<()> {
-        const BLOCKS_LEFT: u64 = 64;
-        let place = format!("{}?offset={}", image.display(), self.start);
-        let debugfs = |arguments: &[&str]| -> Result<String> {
-            let mut debugfs = Command::new("/sbin/debugfs");
-            let outcome = debugfs.args(arguments).arg(&place).output();
-            let outcome = outcome.context("cannot start debugfs: it is in e2fsprogs")?;
-            Ok(String::from_utf8_lossy(&outcome.stdout).into_owned())
-        };
+    pub fn fill(&self, image: &Path, blocks_left: u64) -> Result<()> {
         let free = || -> Result<u64> {
-            let said = debugfs(&["-R", "stats"])?;
+            let said = self.debugfs(image, &["-R", "stats"])?;
             let free = said.lines().find_map(|l| l.strip_prefix("Free blocks:"));
             let free = free.and_then(|number| number.trim().parse().ok());
             free.with_context(|| format!("debugfs names no free blocks: {said}"))
         };
-        let blocks = free()?.saturating_sub(BLOCKS_LEFT + 1);
-        debugfs(&["-w", "-R", "write /dev/null fill"])?;
-        debugfs(&["-w", "-R", &format!("fallocate fill 0 {blocks}")])?;
+        // The list of the file's extents takes some itself.
+        let blocks = free()?.saturating_sub(blocks_left + 1);
+        self.debugfs(image, &["-w", "-R", "write /dev/null fill"])?;
+        self.debugfs(image, &["-w", "-R", &format!("fallocate fill 0 {blocks}")])?;
         let left = free()?;
-        ensure!(left <= BLOCKS_LEFT, "{left} blocks are still free");
+        ensure!(left <= blocks_left, "{left} blocks are still free");
         Ok(())
     }
 
@@ -297,14 +302,65 @@ impl Ext4 {
         write(disk, self.superblock, &superblock)
     }
 
-    /// Destroys the root directory's inode and marks the file system as in need of a check.
+    /// Destroys the root directory's inode, and marks the file system as one with errors.
     ///
     /// # Errors
     ///
     /// `qemu-io`'s.
-    pub fn damage(&self, disk: &Path) -> Result<()> {
+    pub fn damage(&self, image: &Path, disk: &Path) -> Result<()> {
         overwrite(disk, self.inode_table, 4096, 0xff)?;
-        overwrite(disk, self.superblock + 0x3a, 2, 0x02)
+        self.mark_unclean(image, disk)
+    }
+
+    /// Refuses a file system with errors, or one that was not unmounted.
+    ///
+    /// # Errors
+    ///
+    /// `qemu-img`'s, or what is wrong.
+    pub fn check_clean(&self, disk: &Path) -> Result<()> {
+        const CLEAN: [u8; 2] = [1, 0];
+        const NEEDS_RECOVERY: u8 = 4;
+        let superblock = read(disk, self.superblock / SECTOR_BYTES, 1)?;
+        ensure!(
+            superblock[0x3a..0x3c] == CLEAN,
+            "the file system is marked as {:?}, clean is {CLEAN:?}",
+            &superblock[0x3a..0x3c]
+        );
+        ensure!(
+            superblock[0x60] & NEEDS_RECOVERY == 0,
+            "the file system was not unmounted: its journal is to be recovered"
+        );
+        Ok(())
+    }
+
+    /// The text of a file in the file system of a raw image.
+    ///
+    /// # Errors
+    ///
+    /// `debugfs`'s, or there is no such file.
+    pub fn file(&self, image: &Path, path: &str) -> Result<String> {
+        let text = self.debugfs(image, &["-R", &format!("cat {path}")])?;
+        ensure!(!text.is_empty(), "there is no {path} on the disk");
+        Ok(text)
+    }
+
+    /// Removes a file from the file system of a raw image.
+    ///
+    /// # Errors
+    ///
+    /// `debugfs`'s.
+    pub fn remove(&self, image: &Path, path: &str) -> Result<()> {
+        self.debugfs(image, &["-w", "-R", &format!("rm {path}")])
+            .map(|_| ())
+    }
+
+    /// What `debugfs` says, of the package e2fsprogs.
+    fn debugfs(&self, image: &Path, arguments: &[&str]) -> Result<String> {
+        let place = format!("{}?offset={}", image.display(), self.start);
+        let mut debugfs = Command::new("/sbin/debugfs");
+        let outcome = debugfs.args(arguments).arg(&place).output();
+        let outcome = outcome.context("cannot start debugfs: `apt-get install e2fsprogs`")?;
+        Ok(String::from_utf8_lossy(&outcome.stdout).into_owned())
     }
 }
 

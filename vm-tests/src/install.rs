@@ -14,7 +14,7 @@ use truthdb_vm_tests::time_server::TimeServer;
 use truthdb_vm_tests::{Bus, Disk, Firmware, Machine, Spec, answers};
 
 use crate::Artefacts;
-use crate::runtime::check_quiet;
+use crate::runtime::{FIRMWARE_LINES, check_quiet};
 
 /// From power on to a database that answers, on a real processor.
 pub(crate) const BOOT: Duration = Duration::from_secs(60);
@@ -26,8 +26,6 @@ const STOP: Duration = Duration::from_secs(30);
 pub(crate) const DISK_BYTES: u64 = 9 << 30;
 /// Characters of a fingerprint: pairs of digits, with colons.
 const FINGERPRINT_CHARS: usize = 32 * 3 - 1;
-/// Lines of text of the firmware that may still stand on a screen.
-const FIRMWARE_LINES: usize = 3;
 
 /// A folder with disks.
 pub(crate) struct Bench<'a> {
@@ -193,7 +191,7 @@ pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
 }
 
 /// Another token, none, and another certificate.
-fn only_the_token_opens(client: &Client) -> Result<()> {
+pub(crate) fn only_the_token_opens(client: &Client) -> Result<()> {
     let stranger = Client {
         token: "tdb_0000".into(),
         ..client.clone()
@@ -281,6 +279,8 @@ fn reinstall(bench: &Bench<'_>, disk: Disk, secrets: &Secrets) -> Result<()> {
 
 /// Seconds of 2033-01-01, which the time server of the test tells.
 const TIME_SERVER_S: u64 = 1_988_150_400;
+/// Seconds of 2031-01-01, which it tells afterwards.
+const TIME_SERVER_EARLIER_S: u64 = 1_924_992_000;
 
 /// Nobody there: no screen, no keyboard; two disks of 4096-byte sectors, with noise on them; answers on a stick, and a
 /// medium that stays in and comes first. The node then has the fixed address and the time server of the answers, a
@@ -308,7 +308,8 @@ pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
     let spec = Spec {
         screen: false,
         cpus: 1,
-        clock: Some("1970-01-01T00:00:00"),
+        // Linux takes what QEMU's clock says of 1970 for 2070; this is as far from being set.
+        clock: Some("2000-01-01T00:00:00"),
         guest_address: Some("10.0.2.77"),
         disks: vec![bench.medium(), stick, other.clone(), disk],
         ..Spec::default()
@@ -318,13 +319,20 @@ pub(crate) fn unattended(artefacts: &Artefacts) -> Result<()> {
     let secrets = machine.wait("the installation ends", INSTALL, |machine| {
         Ok(Secrets::on(&plain(&machine.serial())).ok())
     })?;
+    ensure!(
+        plain(&machine.serial()).contains("The machine's clock is not set"),
+        "a clock of 2000 is taken for one that is set"
+    );
     let client = bench.client(&machine, &secrets);
     configured(&mut machine, &client)?;
+    time.set(TIME_SERVER_EARLIER_S);
     // The firmware tries the medium first. It finds its own work, and sends the machine to the disk.
     machine.reset()?;
     machine.wait_for_serial("is on this disk already", BOOT)?;
+    machine.wait_for_serial("2031-01-01", BOOT)?;
     wait_for_append(&mut machine, &client, "orders", 3)?;
     check_events(&client, "orders", 4)?;
+    check_times(&client, "orders")?;
     machine.pull_the_plug()?;
     same(&other.path, &untouched).context("the disk that was not named has been written to")
 }
@@ -339,12 +347,23 @@ fn configured(machine: &mut Machine, client: &Client) -> Result<()> {
         client.append("orders", number)?;
     }
     check_events(client, "orders", 3)?;
-    let times: Vec<String> = client
-        .read("orders")?
-        .iter()
-        .map(|event| event["time"].to_string())
-        .collect();
+    check_times(client, "orders")
+}
+
+/// The clock was set forward, then back: timestamps never ran backwards, and the first of them are of the time that the
+/// server told.
+fn check_times(client: &Client, stream: &str) -> Result<()> {
+    let events = client.read(stream)?;
+    let times = events.iter().map(|event| event["timestamp_ns"].as_u64());
+    let times: Option<Vec<u64>> = times.collect();
+    let times = times.context("an event without its timestamp")?;
     ensure!(times.is_sorted(), "timestamps run backwards: {times:?}");
+    ensure!(
+        times
+            .last()
+            .is_some_and(|last| last / 1_000_000_000 >= TIME_SERVER_S),
+        "the clock was not set by the time server: {times:?}"
+    );
     Ok(())
 }
 
@@ -353,7 +372,8 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-bad-disks")?;
     let small = bench.disk("small", 2 << 30, Bus::Virtio)?;
     let failing = failing_disk(&bench.folder)?;
-    let vanishing = bench.disk("vanishing", DISK_BYTES, Bus::UsbDisk)?;
+    let vanishing = bench.disk("vanishing", DISK_BYTES, Bus::Scsi)?;
+    let usb = bench.disk("usb", DISK_BYTES, Bus::UsbDisk)?;
     let mut protected = bench.disk("protected", DISK_BYTES, Bus::Virtio)?;
     protected.read_only = true;
     let good = bench.disk("good", DISK_BYTES, Bus::Virtio)?;
@@ -367,6 +387,7 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
         protected,
         good.clone(),
         logs.clone(),
+        usb,
     ];
     let spec = Spec {
         disks: [vec![bench.medium()], disks.to_vec()].concat(),
@@ -377,9 +398,13 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     guide.wait_for_welcome()?;
     guide.enter()?;
     let page = guide.wait_for("Choose the disk for TruthDB")?;
-    // The small one and the protected one say why; nothing is chosen.
+    // The small one, the protected one and the one on USB say why, as the sticks do; nothing is chosen.
     let refused = page.matches("Not offered:").count();
-    ensure!(refused >= 2, "{refused} disks are refused:\n{page}");
+    ensure!(
+        page.contains("the installed system does not start from USB"),
+        "a disk on USB is offered:\n{page}"
+    );
+    ensure!(refused >= 3, "{refused} disks are refused:\n{page}");
     ensure!(
         !page.lines().any(|line| line.starts_with("> ")),
         "a disk is chosen for nobody:\n{page}"
@@ -396,8 +421,7 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
         "      install-bad-disks: a disk that cannot be written: {}",
         summary(&page)
     );
-    // Linux is told no serial number by it: the word is asked for.
-    guide.choose("QEMU HARDDISK")?;
+    guide.choose("TDB-SCSI-3")?;
     guide.confirm()?;
     guide.wait_for("Installing TruthDB")?;
     guide.machine.unplug(3)?;

@@ -7,6 +7,7 @@
 )]
 
 mod boot;
+mod first_start;
 mod install;
 mod interrupted;
 mod medium;
@@ -63,7 +64,7 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
-const TESTS: [Test; 13] = [
+const TESTS: [Test; 14] = [
     Test {
         name: "power-cut",
         what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
@@ -86,8 +87,13 @@ const TESTS: [Test; 13] = [
     },
     Test {
         name: "full",
-        what: "no room on the data partition: said on the console, not looped over; the power button stops it",
+        what: "no room for a database, then none for events: said on the console, reads go on; stops cleanly",
         run: runtime::full,
+    },
+    Test {
+        name: "first-start",
+        what: "an image that nobody configured: TLS, a token shown until the restart; the console's keys",
+        run: first_start::first_start,
     },
     Test {
         name: "iso-usb",
@@ -101,7 +107,7 @@ const TESTS: [Test; 13] = [
     },
     Test {
         name: "install-unattended",
-        what: "no screen, NVMe disks of 4096-byte sectors, clock at 1970: answers on a stick, once; fixed address",
+        what: "no screen, NVMe disks of 4096-byte sectors, a clock that is wrong: answers on a stick, once; fixed address",
         run: install::unattended,
     },
     Test {
@@ -116,7 +122,7 @@ const TESTS: [Test; 13] = [
     },
     Test {
         name: "install-no-variables",
-        what: "firmware variables out of reach, framebuffer: installed by the kernel's command line; what is missing is said",
+        what: "firmware variables out of reach, framebuffer: installed by the command line; what is missing is said",
         run: install::no_variables,
     },
     Test {

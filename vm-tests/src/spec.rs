@@ -17,6 +17,8 @@ pub enum Bus {
     Usb,
     /// A disk on a USB 3 controller.
     UsbDisk,
+    /// A SCSI disk behind a virtio controller, which can be pulled out.
+    Scsi,
     /// A CD drive behind an AHCI controller.
     Cd,
 }
@@ -190,6 +192,9 @@ impl Spec {
             ]);
         }
         add(&["-device", "virtio-rng-pci"]);
+        if self.disks.iter().any(|disk| disk.bus == Bus::Scsi) {
+            add(&["-device", "virtio-scsi-pci,id=scsi"]);
+        }
         for (at, disk) in self.disks.iter().enumerate() {
             let [drive, device] = disk_arguments(at, disk)?;
             add(&["-drive", &drive, "-device", &device]);
@@ -243,6 +248,7 @@ fn disk_arguments(at: usize, disk: &Disk) -> Result<[String; 2]> {
         Bus::Ahci => format!("ide-hd,bus=ide.{at},{boot},serial=TDB-SATA-{at}"),
         Bus::Cd => format!("ide-cd,bus=ide.{at},{boot}"),
         Bus::Usb => format!("usb-storage,bus=usb.0,removable=on,{boot}"),
+        Bus::Scsi => format!("scsi-hd,bus=scsi.0,{boot},serial=TDB-SCSI-{at}"),
         Bus::UsbDisk => {
             format!("usb-storage,bus=usb.0,removable=off,{boot},serial=TDB-USB-{at}")
         }

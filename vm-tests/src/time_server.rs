@@ -3,7 +3,7 @@
 
 use std::net::UdpSocket;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct TimeServer {
     port: u16,
+    time_s: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -40,14 +41,17 @@ impl TimeServer {
         let port = socket.local_addr().context("looking for a port")?.port();
         let stop = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&stop);
+        let time_s = Arc::new(AtomicU64::new(time_s));
+        let begin_s = Arc::clone(&time_s);
         let since = Deadline::after(Duration::ZERO);
         let thread = std::thread::spawn(move || {
             let mut asked = [0; 512];
             while !ends.load(Ordering::Acquire) {
-                if let Ok((bytes, from)) = socket.recv_from(&mut asked)
-                    && let Some(answer) =
-                        answer(&asked[..bytes], time_s + since.elapsed().as_secs())
-                {
+                let Ok((bytes, from)) = socket.recv_from(&mut asked) else {
+                    continue;
+                };
+                let time_s = begin_s.load(Ordering::Acquire) + since.elapsed().as_secs();
+                if let Some(answer) = answer(&asked[..bytes], time_s) {
                     // A lost answer is asked for again.
                     let _ = socket.send_to(&answer, from);
                 }
@@ -55,9 +59,15 @@ impl TimeServer {
         });
         Ok(TimeServer {
             port,
+            time_s,
             stop,
             thread: Some(thread),
         })
+    }
+
+    /// Sets the time that its clock began at.
+    pub fn set(&self, time_s: u64) {
+        self.time_s.store(time_s, Ordering::Release);
     }
 
     /// Its port.

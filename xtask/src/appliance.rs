@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lexopt::prelude::{Long, Value, ValueExt as _};
+use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use crate::install::debian_package;
 use crate::process::{cargo, command, root, run, succeeds, target_dir, tee};
@@ -42,8 +42,13 @@ pub(crate) fn kernel(parser: &mut lexopt::Parser) -> Result<bool> {
 
 /// `cargo xtask image`: the options are passed on, but for `--boot`.
 pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
-    let Some(Value(what)) = parser.next()? else {
-        bail!("which image: iso, runtime or disk?");
+    let what = match parser.next()? {
+        Some(Value(what)) => what,
+        Some(Long("help") | Short('h')) => {
+            image_tool("help", &["--help".into()])?;
+            return Ok(true);
+        }
+        _ => bail!("which image: iso, runtime or disk?"),
     };
     let what = what.string()?;
     ensure!(
@@ -325,6 +330,7 @@ fn signing_packages(words: &[OsString]) -> Result<()> {
 }
 
 fn machine_packages() -> Result<()> {
+    debian_package("e2fsprogs", || Path::new("/sbin/debugfs").exists())?;
     debian_package("qemu-system-x86", || is_there("qemu-system-x86_64"))?;
     debian_package("ovmf", || {
         Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd").exists()
