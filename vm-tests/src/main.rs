@@ -107,7 +107,7 @@ const TESTS: [Test; 14] = [
     },
     Test {
         name: "install-unattended",
-        what: "no screen, NVMe disks of 4096-byte sectors, a clock that is wrong: answers on a stick, once; fixed address",
+        what: "no screen, NVMe disks of 4096-byte sectors, a wrong clock: answers on a stick, once; fixed address",
         run: install::unattended,
     },
     Test {

@@ -8,24 +8,38 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::process::{command, line_of, output, run, succeeds, target_dir};
+use crate::process::{command, line_of, output, run, set_environment, succeeds, target_dir};
 
 /// A tool from the Cargo registry, in the one version that is known to work.
 pub(crate) struct CargoTool {
     package: &'static str,
     version: &'static str,
+    /// More for `cargo install`.
+    options: &'static [&'static str],
 }
 
 /// The test runner: one process for each test, with time limits.
 pub(crate) const NEXTEST: CargoTool = CargoTool {
     package: "cargo-nextest",
     version: "0.9.151",
+    options: &[],
 };
 /// Licences, sources and duplicates of the dependencies.
 pub(crate) const DENY: CargoTool = CargoTool {
     package: "cargo-deny",
     version: "0.20.2",
+    options: &[],
 };
+/// What compilers made, kept by the hash of what they were given. Without the parts that reach other machines.
+const SCCACHE: CargoTool = CargoTool {
+    package: "sccache",
+    version: "0.19.0",
+    options: &["--no-default-features"],
+};
+/// Bytes of it that are kept: the dependencies, three times (for lints, tests and static programs).
+const SCCACHE_BYTES: &str = "3G";
+/// Bytes of the path of a socket.
+const SOCKET_BYTES_MAX: usize = 100;
 
 /// What the Python environment holds: the hash of the proof verifier, and the linters of the workflow files.
 const PYTHON_PACKAGES: [&str; 3] = [
@@ -73,6 +87,7 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
         run(crate::process::cargo()
             .args(["install", "--locked", "--version", tool.version, "--root"])
             .arg(&folder)
+            .args(tool.options)
             .arg(tool.package)
             // A folder of its own: the repository's build must not wait for this one, nor the other
             // way round.
@@ -81,6 +96,47 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
         std::fs::remove_dir_all(folder.join("build")).context("removing the build of the tool")?;
     }
     Ok(command(binary))
+}
+
+/// From here on compilers are asked only for what they have not made before, on this machine and from the same
+/// sources. Without effect where the environment names a wrapper of its own.
+pub(crate) fn compile_cache() -> Result<()> {
+    let socket = target_dir().join("xtask/sccache");
+    let is_taken = std::env::var_os("RUSTC_WRAPPER").is_some();
+    if is_taken || socket.as_os_str().len() > SOCKET_BYTES_MAX {
+        return Ok(());
+    }
+    std::fs::create_dir_all(target_dir().join("xtask")).context("making the folder of xtask")?;
+    let sccache = cargo_tool(&SCCACHE)?.get_program().to_owned();
+    set_environment(vec![
+        ("RUSTC_WRAPPER", sccache),
+        ("SCCACHE_DIR", cache_dir()?.join("compiled").into()),
+        ("SCCACHE_CACHE_SIZE", SCCACHE_BYTES.into()),
+        ("SCCACHE_SERVER_UDS", socket.into()),
+        // Without its server, compilers are started as ever.
+        ("SCCACHE_IGNORE_SERVER_IO_ERROR", "1".into()),
+        // What is compiled step by step is not kept, and on a fresh clone costs more than it gives.
+        ("CARGO_INCREMENTAL", "0".into()),
+    ]);
+    Ok(())
+}
+
+/// Ends what [`compile_cache`] has started, and says what it was good for.
+pub(crate) fn end_compile_cache() -> Result<()> {
+    let mut sccache = cargo_tool(&SCCACHE)?;
+    let said = output(sccache.arg("--stop-server"))?;
+    let counts = [
+        "Compile requests executed",
+        "Cache hits  ",
+        "Cache misses  ",
+    ];
+    let lines = said
+        .lines()
+        .filter(|line| counts.iter().any(|count| line.starts_with(count)));
+    for line in lines {
+        println!("    compilers: {line}");
+    }
+    Ok(())
 }
 
 /// The components and the targets that `rust-toolchain.toml` names.

@@ -1,7 +1,7 @@
 //! Starting programs: the repository's root and target directory, and commands whose output is
 //! passed on while it is also kept.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -30,6 +30,14 @@ pub(crate) fn cargo() -> Command {
     command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// Variables for every program that is started from now on.
+static ENVIRONMENT: OnceLock<Vec<(&'static str, OsString)>> = OnceLock::new();
+
+/// Sets variables for every program that is started from now on. The first call counts.
+pub(crate) fn set_environment(variables: Vec<(&'static str, OsString)>) {
+    let _ = ENVIRONMENT.set(variables);
+}
+
 /// A program to be started in the root of the repository.
 ///
 /// What the outer cargo says about *this* package is taken away: build scripts that watch it (ring's does) would
@@ -43,6 +51,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
             command.env_remove(&name);
         }
     }
+    let environment = ENVIRONMENT.get().into_iter().flatten();
+    command.envs(environment.map(|(name, value)| (*name, value)));
     command
 }
 
