@@ -275,8 +275,12 @@ impl Ext4 {
         };
         // The list of the file's extents takes some itself.
         let blocks = free()?.saturating_sub(blocks_left + 1);
-        self.debugfs(image, &["-w", "-R", "write /dev/null fill"])?;
-        self.debugfs(image, &["-w", "-R", &format!("fallocate fill 0 {blocks}")])?;
+        // Not in the directory of the database, which is made in an empty one only.
+        let commands = image.with_extension("debugfs");
+        let text = format!("cd log\nwrite /dev/null fill\nfallocate fill 0 {blocks}\n");
+        std::fs::write(&commands, text).context("writing commands for debugfs")?;
+        let path = commands.to_str().context("a path that is no text")?;
+        self.debugfs(image, &["-w", "-f", path])?;
         let left = free()?;
         ensure!(left <= blocks_left, "{left} blocks are still free");
         Ok(())

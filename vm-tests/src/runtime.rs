@@ -16,7 +16,7 @@ const BOOT: Duration = Duration::from_secs(60);
 /// From the power button to the end.
 const STOP: Duration = Duration::from_secs(30);
 /// What the server says last when it stops by itself.
-const STOPPED: &str = "stopped clean_partitions=";
+const STOPPED: &str = "\"message\":\"stopped\",\"clean_partitions\":";
 /// From an empty database to a full disk.
 const FILLING: Duration = Duration::from_secs(120);
 /// Blocks of 4 KiB: room for a database and some hundred megabytes of events.
