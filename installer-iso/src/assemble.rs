@@ -53,9 +53,9 @@ pub(crate) fn unified_kernel_image(
     uki::append(stub, &sections)
 }
 
-/// An ISO that boots as CD and as USB stick: the FAT volume with what firmware reads (the image by [`FALLBACK_PATH`]) is
-/// a partition of type ESP, and El Torito points into it, so that it is there once. See docs/adr/0014-images.md for
-/// the options.
+/// An ISO that boots as CD and as USB stick: the FAT volume with what firmware reads (the image by [`FALLBACK_PATH`])
+/// is a partition of type ESP, and El Torito points into it, so that it is there once. See docs/adr/0014-images.md
+/// for the options.
 ///
 /// # Errors
 ///
