@@ -6,7 +6,7 @@ use std::io::{Read as _, Seek as _};
 use std::path::Path;
 
 use super::{System, signatures};
-use crate::executor::{FileTarget, TableState, read_esp, read_table};
+use crate::executor::{FileTarget, Superblock, TableState, read_esp, read_table};
 use crate::flow::{Disk, FoundSystem};
 use crate::plan::{
     ByteRange, DATA_LABEL, DISK_BYTES_MIN, ESP_NAME, OldPartition, TargetIdentity, TargetKind,
@@ -304,16 +304,24 @@ fn range_of(old: &OldPartition, sector_bytes: u32) -> ByteRange {
 /// Partitions with our names are a TruthDB, whatever state it is in.
 fn find_truthdb(disk: &mut Disk, device: &Path, has_primary_table: bool) {
     let named = |name: &str| disk.partitions.iter().find(|old| old.name == name);
-    let (Some(esp), Some(_)) = (named(ESP_NAME), named(DATA_LABEL)) else {
+    let (Some(esp), Some(data)) = (named(ESP_NAME), named(DATA_LABEL)) else {
         return;
     };
+    let data = range_of(data, disk.identity.sector_bytes);
     let range = range_of(esp, disk.identity.sector_bytes);
-    let found = FileTarget::open_to_read(device)
-        .map_err(|error| error.to_string())
-        .and_then(|mut target| read_esp(&mut target, range));
+    let (found, is_unused) = match FileTarget::open_to_read(device) {
+        Ok(mut target) => {
+            let superblock = Superblock::read(&mut target, data.start);
+            let is_unused = superblock.is_ok_and(|found| found.is_unused());
+            (read_esp(&mut target, range), is_unused)
+        }
+        Err(error) => (Err(error.to_string()), false),
+    };
     disk.truthdb = Some(FoundSystem {
         answers: found.as_ref().ok().and_then(|found| found.answers),
         is_complete: found.as_ref().is_ok_and(|found| found.is_complete),
+        is_kept: found.as_ref().is_ok_and(|found| found.is_kept),
+        is_unused,
         version: found.map(|found| found.version),
         has_primary_table,
     });
