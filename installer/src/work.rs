@@ -10,8 +10,10 @@ use crate::answers;
 use crate::executor::{self, ExecuteError, FileTarget, Progress, Tools, read_esp};
 use crate::flow::{BootEntry, Disk, Event, Failure, Outcome, Prepared, Session, Settings};
 use crate::node;
-use crate::plan::{ByteRange, ESP_BYTES, ESP_NAME, Mode, Plan, Request, Runtime, Seed, Sha256};
-use crate::platform::machine::{clock_s, look, monotonic_ms};
+use crate::plan::{
+    ByteRange, ESP_BYTES, ESP_NAME, Mode, Plan, Request, Runtime, Seed, Sha256, human_bytes,
+};
+use crate::platform::machine::{available_memory, clock_s, look, monotonic_ms};
 use crate::platform::{System, disks, efi, sticks};
 
 /// Least time between two reports of progress, in milliseconds.
@@ -140,7 +142,12 @@ fn prepare(
         Mode::ReinstallKeepData => (payload(places)?, Vec::new(), Vec::new(), None),
         Mode::RepairBoot => (system_on(disk, places)?, Vec::new(), Vec::new(), None),
     };
-    let plan = Plan::new(&Request {
+    node::check_partitions(&hardware, settings.partitions).or_else(|reason| match mode {
+        Mode::Install => Err(reason),
+        // What is kept has the partitions that it has.
+        Mode::ReinstallKeepData | Mode::RepairBoot => Ok(()),
+    })?;
+    let mut request = Request {
         target: disk.identity.clone(),
         mode,
         seed,
@@ -157,12 +164,37 @@ fn prepare(
             let kept = disk.truthdb.as_ref().filter(|_| mode != Mode::Install);
             kept.and_then(|found| found.answers)
         }),
-    })
-    .map_err(|error| error.to_string())?;
+    };
+    let mut plan = Plan::new(&request).map_err(|error| error.to_string())?;
+    if mode == Mode::Install {
+        let origin = node::Origin {
+            hardware: &hardware,
+            version: &request.runtime.version,
+            answers,
+        };
+        let record = node::record(&origin, &plan.text());
+        request.data_files.push(record);
+        plan = Plan::new(&request).map_err(|error| error.to_string())?;
+    }
+    check_memory(places, &plan)?;
     Ok(Prepared {
         plan: Arc::new(plan),
         secrets,
     })
+}
+
+/// Whether the machine has the memory to make what the plan wants: said now, not in the middle.
+fn check_memory(places: &Places, plan: &Plan) -> Result<(), String> {
+    let needed = plan.memory_bytes();
+    match available_memory(&places.system) {
+        Some(free) if free < needed => Err(format!(
+            "to prepare a disk of this size, {} of free memory are needed, and this machine has {}. Add memory, \
+             or choose a smaller disk.",
+            human_bytes(needed),
+            human_bytes(free)
+        )),
+        _ => executor::check_room(plan, &places.tools).map_err(|cause| cause.to_string()),
+    }
 }
 
 /// Has the firmware start a disk next.

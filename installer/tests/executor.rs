@@ -7,6 +7,8 @@
     reason = "helpers of a test fail the test, and its sizes are small"
 )]
 
+mod executor_data;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};

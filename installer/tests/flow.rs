@@ -350,6 +350,8 @@ fn installed(by: Option<&Answers>, version: &str) -> Disk {
         answers: by.map(Answers::id),
         has_primary_table: true,
         is_complete: true,
+        is_kept: false,
+        is_unused: false,
     });
     disk
 }
@@ -451,13 +453,26 @@ fn answers_erase_a_truthdb_only_if_they_say_so() {
     no_table.truthdb.as_mut().unwrap().has_primary_table = false;
     let mut damaged = installed(None, "");
     damaged.truthdb.as_mut().unwrap().version = Err("damaged".into());
-    let mut cut_off = damaged.clone();
-    cut_off.truthdb.as_mut().unwrap().has_primary_table = false;
-    let unfinished = |by| {
-        let mut disk = installed(Some(by), "0.1.0");
-        disk.truthdb.as_mut().unwrap().is_complete = false;
+    let with = |disk: &Disk, change: &dyn Fn(&mut FoundSystem)| {
+        let mut disk = disk.clone();
+        change(disk.truthdb.as_mut().unwrap());
         disk
     };
+    let cut_off = with(&damaged, &|found| {
+        found.has_primary_table = false;
+        found.is_unused = true;
+    });
+    // The same of a node that has run: something wrote over the beginning of its disk.
+    let overwritten = with(&cut_off, &|found| found.is_unused = false);
+    let unfinished = |by| {
+        with(&installed(Some(by), "0.1.0"), &|found| {
+            found.is_complete = false;
+            found.is_unused = true;
+        })
+    };
+    // A node of the same answers whose system was being replaced by hand.
+    let kept = with(&unfinished(&plain), &|found| found.is_kept = true);
+    let has_run = with(&unfinished(&plain), &|found| found.is_unused = false);
     for (answers, disk, expected) in [
         // By hand, by other answers, of another version, damaged: a person decides.
         (&plain, installed(None, "0.1.0"), "ModeSelect"),
@@ -465,6 +480,9 @@ fn answers_erase_a_truthdb_only_if_they_say_so() {
         (&plain, installed(Some(&plain), "0.0.9"), "ModeSelect"),
         (&plain, damaged.clone(), "ModeSelect"),
         (&plain, no_table, "ModeSelect"),
+        (&plain, overwritten, "ModeSelect"),
+        (&plain, kept, "ModeSelect"),
+        (&plain, has_run, "ModeSelect"),
         // What an interrupted installation leaves is no node.
         (&plain, cut_off, "Planning"),
         (&plain, unfinished(&plain), "Planning"),
@@ -726,6 +744,8 @@ proptest! {
                     // The power fails while the system is written, before the table, or while all is verified.
                     found.is_complete = cut == 0;
                     found.has_primary_table = cut == 0 || cut == 3 || mode != Mode::Install;
+                    found.is_kept = mode != Mode::Install;
+                    found.is_unused = mode == Mode::Install;
                     if cut == 1 {
                         found.answers = None;
                         found.version = Err("damaged".into());

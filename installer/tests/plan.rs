@@ -117,6 +117,41 @@ fn plans_of_many_disks() {
 }
 
 #[test]
+fn a_disk_is_named_by_its_serial_number_or_by_its_world_wide_name_in_any_spelling() {
+    let named = |wwn: &str, name: &str| {
+        let mut target = request("/dev/sda", 8_000_000_000, 512).target;
+        target.wwn = wwn.into();
+        target.is_named(name)
+    };
+    for (wwn, name) in [
+        ("naa.5000c500a1b2c3d4", "0x5000c500a1b2c3d4"),
+        ("naa.5000c500a1b2c3d4", "NAA.5000C500A1B2C3D4"),
+        ("naa.5000c500a1b2c3d4", "wwn-0x5000c500a1b2c3d4"),
+        ("naa.5000c500a1b2c3d4", "5000c500a1b2c3d4"),
+        ("eui.0025385b21404f3c", "eui.0025385b21404f3c"),
+        ("eui.0025385b21404f3c", "0x0025385B21404F3C"),
+        (
+            "uuid.123e4567-e89b-12d3-a456-426614174000",
+            "123e4567e89b12d3a456426614174000",
+        ),
+        ("", "S64DNX0R"),
+    ] {
+        assert!(named(wwn, name), "{wwn} is not {name}");
+    }
+    for (wwn, name) in [
+        ("naa.5000c500a1b2c3d4", "0x5000c500a1b2c3d5"),
+        ("naa.5000c500a1b2c3d4", "c500a1b2c3d4"),
+        ("naa.5000c500a1b2c3d4", "s64dnx0r"),
+        ("naa.5000c500a1b2c3d4", ""),
+        ("", ""),
+        ("", "0x"),
+        ("naa.", "0x"),
+    ] {
+        assert!(!named(wwn, name), "{wwn} is {name}");
+    }
+}
+
+#[test]
 fn what_cannot_be_planned_says_why() {
     let with = |change: &dyn Fn(&mut Request)| {
         let mut request = request("/dev/sda", 8_000_000_000, 512);
@@ -140,7 +175,12 @@ fn what_cannot_be_planned_says_why() {
         request.data_files.push(again);
     });
     assert!(matches!(double, PlanError::DoublePath(_)));
-    let system = with(&|request| request.runtime.image = vec![0; 300 << 20].into());
+    let system = with(&|request| request.runtime.image = vec![0; 65 << 20].into());
+    assert!(matches!(system, PlanError::SystemTooLong { .. }));
+    let system = with(&|request| {
+        request.esp_bytes = 64 * MIB;
+        request.runtime.image = vec![0; 20 << 20].into();
+    });
     assert!(matches!(system, PlanError::SystemTooLarge { .. }));
     let nothing = with(&|request| {
         request.mode = Mode::ReinstallKeepData;

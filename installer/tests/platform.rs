@@ -9,8 +9,9 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use truthdb_installer::executor::{self, FileTarget, Tools};
-use truthdb_installer::flow::{Event, Hardware, SecureBoot};
-use truthdb_installer::plan::{ESP_BYTES_MIN_512, Mode, Plan, Sha256};
+use truthdb_installer::flow::{Event, Hardware, SecureBoot, Settings};
+use truthdb_installer::node;
+use truthdb_installer::plan::{DataPlan, ESP_BYTES_MIN_512, Mode, Plan, Sha256};
 use truthdb_installer::platform::{System, disks, efi, machine, sticks};
 use truthdb_installer::work::{self, Places};
 
@@ -157,16 +158,7 @@ fn a_disk_that_cannot_be_used_says_why() {
         std::fs::File::create(machine.path("dev/sda")).unwrap();
     });
     assert!(torn.contains("cannot be read"), "{torn}");
-    let medium = refusal(&|machine| {
-        let mut content = vec![0u8; 0x8100];
-        content[0x8001..0x8006].copy_from_slice(b"CD001");
-        content[0x8028..0x8048].copy_from_slice(b"TRUTHDB                         ");
-        let mut file = std::fs::File::options()
-            .write(true)
-            .open(machine.path("dev/sda"))
-            .unwrap();
-        file.write_all(&content).unwrap();
-    });
+    let medium = refusal(&|machine| write_iso_label(&machine.path("dev/sda")));
     assert!(medium.contains("this installer"), "{medium}");
     let paths = refusal(&|machine| {
         machine.disk("sdb", LARGE);
@@ -225,6 +217,229 @@ fn an_installed_disk_is_recognised_with_its_version_and_can_be_the_boot_medium()
         truthdb.is_cut_off(Sha256::of(b"any")) && truthdb.answers.is_none(),
         "{truthdb:?}"
     );
+    // A node that has run looks the same when something wrote over the beginning of its disk; its data is there.
+    let mounted_at = plan.range(&plan.data).start + 1024 + 0x2c;
+    std::os::unix::fs::FileExt::write_all_at(&file, &[1], mounted_at).unwrap();
+    let found = disks::all(&machine.system(), None);
+    let truthdb = found[0].truthdb.as_ref().unwrap();
+    assert!(!truthdb.is_cut_off(Sha256::of(b"any")), "{truthdb:?}");
+    // Without a file system nothing says that it never ran.
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 2048], mounted_at - 0x2c).unwrap();
+    let found = disks::all(&machine.system(), None);
+    let truthdb = found[0].truthdb.as_ref().unwrap();
+    assert!(!truthdb.is_cut_off(Sha256::of(b"any")), "{truthdb:?}");
+}
+
+/// A FIFO that nobody writes to: whoever opens it to read waits, as before a disk that hangs.
+fn hang(machine: &Machine, name: &str) -> std::path::PathBuf {
+    let device = machine.disk(name, LARGE);
+    std::fs::remove_file(&device).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &device,
+        rustix::fs::FileType::Fifo,
+        mode,
+        0,
+    )
+    .unwrap();
+    device
+}
+
+#[test]
+fn a_disk_that_hangs_is_said_to_and_holds_no_other() {
+    let machine = Machine::new();
+    let device = hang(&machine, "sda");
+    machine.write("sys/block/sda/device/model", "Sample SSD\n");
+    machine.disk("sdb", LARGE);
+    let file = [("truthdb-install.toml", "disk = \"S1\"\n")];
+    stick(&machine, "sdc", b"TRUTHDB-CFG", &file);
+    let system = machine.system();
+    let deadline = std::time::Duration::from_millis(500);
+    let found = disks::all_within(&system, None, deadline);
+    let refused: Vec<_> = found.iter().map(|disk| disk.refused.as_deref()).collect();
+    assert_eq!(refused[..2], [Some("it does not answer"), None]);
+    // Which one it is is known without asking it.
+    assert_eq!(found[0].identity.model, "Sample SSD");
+    // The second look does not wait for it: its first thread still does.
+    let began_ms = machine::monotonic_ms();
+    let found = disks::all(&system, None);
+    assert_eq!(found[0].refused.as_deref(), Some("it does not answer"));
+    assert!(machine::monotonic_ms() - began_ms < 10_000);
+    assert_eq!(sticks::answers(&system), Ok(Some(file[0].1.into())));
+    // It comes back: whoever holds it open for writing lets it go on, to its end.
+    drop(std::fs::File::options().write(true).open(&device).unwrap());
+    std::fs::remove_file(&device).unwrap();
+    machine.disk("sda", LARGE);
+    let began_ms = machine::monotonic_ms();
+    while disks::all(&system, None)[0].refused.is_some() {
+        assert!(machine::monotonic_ms() - began_ms < 10_000);
+    }
+}
+
+#[test]
+fn a_stick_that_hangs_keeps_no_answers_back() {
+    let machine = Machine::new();
+    hang(&machine, "sda");
+    let file = [("truthdb-install.toml", "disk = \"S1\"\n")];
+    stick(&machine, "sdb", b"TRUTHDB-CFG", &file);
+    let deadline = std::time::Duration::from_millis(500);
+    let found = sticks::answers_within(&machine.system(), deadline);
+    assert_eq!(found, Ok(Some(file[0].1.into())));
+}
+
+fn write_iso_label(device: &Path) {
+    let mut content = vec![0u8; 0x8100];
+    content[0x8001..0x8006].copy_from_slice(b"CD001");
+    content[0x8028..0x8048].copy_from_slice(b"TRUTHDB                         ");
+    let mut file = std::fs::File::options().write(true).open(device).unwrap();
+    file.write_all(&content).unwrap();
+}
+
+#[test]
+fn a_disk_with_an_old_medium_is_offered_when_another_one_was_started() {
+    let machine = Machine::new();
+    write_iso_label(&machine.disk("sda", LARGE));
+    let medium = machine.disk("sdb", LARGE);
+    let mut table = gptman::GPT::new_from(
+        &mut std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&medium)
+            .unwrap(),
+        512,
+        [7; 16],
+    )
+    .unwrap();
+    table[1] = gptman::GPTPartitionEntry {
+        partition_type_guid: [1; 16],
+        unique_partition_guid: [2; 16],
+        starting_lba: 2048,
+        ending_lba: 4095,
+        attribute_bits: 0,
+        partition_name: "".into(),
+    };
+    let mut file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&medium)
+        .unwrap();
+    table.write_into(&mut file).unwrap();
+    let started = uuid::Uuid::from_bytes_le([2; 16]);
+    let refused = |boot| {
+        let found = disks::all(&machine.system(), boot);
+        assert!(
+            found[0]
+                .contents
+                .contains(&"ISO 9660 \"TRUTHDB\"".to_owned())
+        );
+        found
+            .into_iter()
+            .map(|disk| disk.refused)
+            .collect::<Vec<_>>()
+    };
+    let this = Some("it holds this installer".to_owned());
+    assert_eq!(refused(Some(started)), [None, this.clone()]);
+    // Where the partition is not told, or not found, the label is all there is.
+    assert_eq!(refused(None), [this.clone(), None]);
+    assert_eq!(refused(Some(uuid::Uuid::from_u128(9))), [this, None]);
+}
+
+/// A plan for an empty disk of a machine, as a person orders it.
+fn plan_for(machine: &Machine, settings: &Settings) -> Result<Plan, String> {
+    machine.write("payload/TruthDBRuntime.efi", [7; 1000]);
+    machine.write("payload/version", "0.1.0\n");
+    let places = Places {
+        system: machine.system(),
+        payload: machine.path("payload/TruthDBRuntime.efi"),
+        payload_version: machine.path("payload/version"),
+        tools: Tools::of_system(machine.folder.path()),
+    };
+    let disk = sample::disk(0);
+    match work::make_plan(&places, &disk, Mode::Install, settings, None) {
+        Event::Planned(made) => made
+            .map(|prepared| (*prepared.plan).clone())
+            .map_err(|failure| failure.cause),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_new_node_keeps_how_it_was_installed() {
+    let machine = Machine::new();
+    machine.write(
+        "proc/meminfo",
+        "MemTotal: 16384000 kB\nMemAvailable: 12000000 kB\n",
+    );
+    machine.write("sys/class/dmi/id/product_name", "R7525\n");
+    let plan = plan_for(&machine, &sample::settings()).unwrap();
+    let DataPlan::Format { files, .. } = &plan.data_plan else {
+        panic!("{:?}", plan.data_plan);
+    };
+    let file = |path: &str| files.iter().find(|file| file.content.path == path).unwrap();
+    let text = |path: &str| String::from_utf8(file(path).content.bytes.to_vec()).unwrap();
+    assert_eq!(file("log/install.txt").content.mode, 0o644);
+    let record = text("log/install.txt");
+    let all = plan.text();
+    let listed = all.lines().filter(|line| line.contains("log/install.txt"));
+    assert_eq!(listed.count(), 1);
+    for line in all.lines().filter(|line| !line.contains("log/install.txt")) {
+        assert!(record.contains(line), "{line} is missing in {record}");
+    }
+    for known in [
+        "system: 0.1.0",
+        "machine: R7525",
+        "a person",
+        "without this file",
+    ] {
+        assert!(record.contains(known), "{known} is missing in {record}");
+    }
+    for secret in [
+        "config/console-token",
+        "server/tls/key.pem",
+        "server/tokens.toml",
+    ] {
+        assert!(
+            !text(secret)
+                .lines()
+                .any(|line| record.contains(line.trim()) && line.len() > 20)
+        );
+    }
+    let origin = |clock_s| {
+        let mut hardware = look(&machine);
+        hardware.clock_s = clock_s;
+        let origin = node::Origin {
+            hardware: &hardware,
+            version: "0.1.0",
+            answers: None,
+        };
+        node::record(&origin, "plan: install\n").bytes
+    };
+    assert_eq!(origin(1), origin(2));
+}
+
+#[test]
+fn what_the_memory_does_not_hold_is_refused_when_it_is_planned() {
+    let machine = Machine::new();
+    machine.write(
+        "proc/meminfo",
+        "MemTotal: 1000000 kB\nMemAvailable: 700000 kB\n",
+    );
+    let mut settings = sample::settings();
+    assert!(plan_for(&machine, &settings).is_ok());
+    settings.partitions = 256;
+    let said = plan_for(&machine, &settings).unwrap_err();
+    assert!(
+        said.contains("256 database partitions") && said.contains("at most 15"),
+        "{said}"
+    );
+    settings.partitions = 8;
+    machine.write(
+        "proc/meminfo",
+        "MemTotal: 1000000 kB\nMemAvailable: 60000 kB\n",
+    );
+    let said = plan_for(&machine, &settings).unwrap_err();
+    assert!(said.contains("free memory"), "{said}");
 }
 
 fn look(machine: &Machine) -> Hardware {

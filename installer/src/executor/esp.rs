@@ -1,6 +1,6 @@
 //! The EFI system partition: FAT32, made in memory, copied with its first sector last.
 
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 
 use fatfs::{
@@ -10,10 +10,12 @@ use fatfs::{
 use super::sparse::BLOCK_BYTES;
 use super::tables::TargetReader;
 use super::{CHUNK_BYTES, Cause, Run, SparseImage, Step};
-use crate::plan::{ABOUT_PATH, ByteRange, COMPLETE, ESP_LABEL, Plan, Sha256, cluster_bytes};
+use crate::plan::{
+    ABOUT_PATH, ByteRange, COMPLETE, ESP_LABEL, Plan, SYSTEM_BYTES_MAX, Sha256, cluster_bytes,
+};
 
-/// More bytes in one file than this are no system of ours.
-const FILE_BYTES_MAX: u64 = 512 << 20;
+/// A longer description is none of ours.
+const ABOUT_BYTES_MAX: u64 = 64 << 10;
 
 /// FAT's own epoch, for every file: the time of an installation is in the log, and the clock of a new
 /// machine is often wrong.
@@ -190,7 +192,7 @@ pub(super) fn verify(run: &mut Run<'_>) -> Result<(), Cause> {
         .map_err(|error| not_as_planned(error.to_string()))?;
     for file in &run.plan.esp_files {
         let path = &file.content.path;
-        let bytes = read_file(&volume, path)
+        let bytes = read_file(&volume, path, SYSTEM_BYTES_MAX)
             .map_err(|error| not_as_planned(format!("{path} cannot be read: {error}")))?;
         if Sha256::of(&bytes) != file.sha256 {
             return Err(not_as_planned(format!("{path} has another hash")));
@@ -236,13 +238,21 @@ pub(super) fn complete(run: &mut Run<'_>, image: &SparseImage) -> Result<(), Cau
     }
 }
 
-fn read_file<T: Read + Write + Seek>(volume: &FileSystem<T>, path: &str) -> io::Result<Vec<u8>> {
-    let file = volume.root_dir().open_file(path)?;
-    let mut bytes = Vec::new();
-    let read = file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    if read as u64 > FILE_BYTES_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
+/// A file of at most so many bytes; no more of it is read.
+fn read_file<T: Read + Write + Seek>(
+    volume: &FileSystem<T>,
+    path: &str,
+    bytes_max: u64,
+) -> io::Result<Vec<u8>> {
+    let mut file = volume.root_dir().open_file(path)?;
+    // A large one is refused before it takes the memory of a small machine.
+    if file.seek(SeekFrom::End(0))? > bytes_max {
+        let reason = format!("it has more than {bytes_max} bytes, and is no file of ours");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -257,6 +267,8 @@ pub struct EspContent {
     pub answers: Option<Sha256>,
     /// Whether its installation was verified to its end.
     pub is_complete: bool,
+    /// Whether it was put beside data that was there already.
+    pub is_kept: bool,
 }
 
 /// What `EFI/TruthDB/system.toml` says.
@@ -267,6 +279,7 @@ struct About {
     sha256: String,
     answers: Option<String>,
     complete: Option<bool>,
+    kept: Option<bool>,
 }
 
 /// Reads the system from an EFI system partition, and checks its hash.
@@ -278,14 +291,15 @@ pub fn read_esp(target: &mut dyn super::Target, range: ByteRange) -> Result<EspC
     let reader = TargetReader::new(target, range.start, range.bytes());
     let volume = FileSystem::new(reader, FsOptions::new().time_provider(&FIXED_TIME))
         .map_err(|error| format!("the system partition cannot be read: {error}"))?;
-    let read = |path: &str| {
-        read_file(&volume, path).map_err(|error| format!("{path} cannot be read: {error}"))
+    let read = |path: &str, bytes_max| {
+        read_file(&volume, path, bytes_max)
+            .map_err(|error| format!("{path} cannot be read: {error}"))
     };
-    let about =
-        String::from_utf8(read(ABOUT_PATH)?).map_err(|_| format!("{ABOUT_PATH} is damaged"))?;
+    let about = read(ABOUT_PATH, ABOUT_BYTES_MAX)?;
+    let about = String::from_utf8(about).map_err(|_| format!("{ABOUT_PATH} is damaged"))?;
     let about: About = toml::from_str(&about)
         .map_err(|error| format!("{ABOUT_PATH} is damaged: {}", error.message()))?;
-    let image = read(&about.file)?;
+    let image = read(&about.file, SYSTEM_BYTES_MAX)?;
     if Sha256::of(&image).to_string() != about.sha256 {
         return Err(format!("{} is damaged", about.file));
     }
@@ -294,5 +308,6 @@ pub fn read_esp(target: &mut dyn super::Target, range: ByteRange) -> Result<EspC
         image: image.into(),
         answers: about.answers.as_deref().and_then(Sha256::parse),
         is_complete: about.complete != Some(false),
+        is_kept: about.kept == Some(true),
     })
 }

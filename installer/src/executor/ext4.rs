@@ -1,11 +1,12 @@
 //! The data partition: ext4, made by `mke2fs` and filled by `debugfs` in a sparse scratch file, then
 //! copied to its place.
 //!
-//! The scratch file is as large as the partition and holds only the blocks that the tools wrote.
-//! `mke2fs` is told to write every block it counts on, zeros included (`UNIX_IO_NOZEROOUT`, no lazy
-//! initialisation): so the copy is complete whatever the disk held before, and the kernel has
-//! nothing to initialise in the background afterwards. The number of inodes is bounded, which bounds
-//! the scratch file at about 200 MiB even for the largest disk.
+//! The scratch file is as large as the partition and holds only the blocks that the tools wrote. A new
+//! one reads as zeros, so `mke2fs` is told not to write the zeros of inode tables and journal
+//! (`assume_storage_prezeroed`): a disk of 30 TB has 916 MB of tables, which would all be memory. The
+//! copy writes them to the disk all the same, from the holes of the scratch file: so it is complete
+//! whatever the disk held before, and the kernel has nothing to initialise in the background afterwards.
+//! What is left in memory is descriptors and bitmaps, which grow with the disk: see [`Plan::scratch_bytes`].
 //!
 //! Both tools run under a fixed time and fixed identifiers: the same plan gives the same bytes.
 
@@ -18,10 +19,12 @@ use std::process::{Command, Stdio};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use super::{CHUNK_BYTES, Cause, Run, Step};
-use crate::plan::{ByteRange, DATA_LABEL, DataPlan, MIB, Plan, PlannedFile, Sha256};
+use super::{CHUNK_BYTES, Cause, Run, Step, Superblock};
+use crate::plan::{
+    ByteRange, DATA_LABEL, DataPlan, MIB, Plan, PlannedFile, Sha256, human_bytes, merge_ranges,
+};
 
-/// Journal of the file system, in MiB: metadata only, and written in full when it is made.
+/// Journal of the file system, in MiB: metadata only.
 const JOURNAL_MIB: u32 = 64;
 /// Last words of a tool that an error carries.
 const LAST_WORDS_CHARS: usize = 400;
@@ -50,7 +53,7 @@ pub struct Tools {
     pub debugfs: PathBuf,
     /// Checks them.
     pub e2fsck: PathBuf,
-    /// A directory on a file system with sparse files, with about 200 MiB free.
+    /// A directory on a file system with sparse files, with room for [`Plan::scratch_bytes`].
     pub scratch: PathBuf,
 }
 
@@ -113,7 +116,22 @@ fn scratch(directory: &Path, reason: String) -> Cause {
 /// The data partition, made and not yet copied.
 pub(super) struct DataImage {
     scratch: ScratchFile,
-    extents: Vec<ByteRange>,
+    /// What is copied: what was written, and what must be zero.
+    ranges: Vec<ByteRange>,
+}
+
+/// Whether the scratch directory has room for the data partition of a plan.
+pub(super) fn check_room(plan: &Plan, directory: &Path) -> Result<(), Cause> {
+    let about = rustix::fs::statvfs(directory)
+        .map_err(|error| scratch(directory, io::Error::from(error).to_string()))?;
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    let needed = plan.scratch_bytes();
+    if free < needed {
+        let (needed, free) = (human_bytes(needed), human_bytes(free));
+        let reason = format!("a disk of this size needs {needed} there, and {free} are free");
+        return Err(scratch(directory, reason));
+    }
+    Ok(())
 }
 
 /// Makes the data partition of a plan; `None` if the plan keeps the one that is there.
@@ -124,6 +142,7 @@ pub(super) fn make(plan: &Plan, tools: &Tools) -> Result<Option<DataImage>, Caus
     else {
         return Ok(None);
     };
+    check_room(plan, &tools.scratch)?;
     let bytes = plan.range(&plan.data).bytes();
     let image = ScratchFile::create(&tools.scratch, "data.img")?;
     image
@@ -145,11 +164,19 @@ pub(super) fn make(plan: &Plan, tools: &Tools) -> Result<Option<DataImage>, Caus
             return Err(tool_failed(&tools.debugfs, reason));
         }
     }
-    let extents =
+    let mut ranges =
         data_ranges(&image.file).map_err(|error| scratch(&tools.scratch, error.to_string()))?;
+    let unclear = |reason: String| tool_failed(&tools.mke2fs, reason);
+    let superblock = Superblock::of_image(&image.file).map_err(unclear)?;
+    ranges.extend(
+        superblock.zero_ranges(&image.file).map_err(|error| {
+            tool_failed(&tools.mke2fs, format!("its tables are unclear: {error}"))
+        })?,
+    );
+    ranges.sort();
     Ok(Some(DataImage {
         scratch: image,
-        extents,
+        ranges: merge_ranges(&ranges),
     }))
 }
 
@@ -164,13 +191,11 @@ fn format(plan: &Plan, tools: &Tools, image: &ScratchFile) -> Result<(), Cause> 
         return Ok(());
     };
     let config = ScratchFile::with(&tools.scratch, "mke2fs.conf", MKE2FS_CONF.as_bytes())?;
-    let extended = format!(
-        "hash_seed={hash_seed},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-    );
+    let extended =
+        format!("hash_seed={hash_seed},root_owner=0:0,nodiscard,assume_storage_prezeroed=1");
     let mut command = tool(plan, &tools.mke2fs);
     command
         .env("MKE2FS_CONFIG", &config.path)
-        .env("UNIX_IO_NOZEROOUT", "1")
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-o", "Linux",
         ])
@@ -246,6 +271,9 @@ fn clean(path: &Path) -> Command {
         .env("LC_ALL", "C")
         .env("TZ", "UTC")
         .env("MKE2FS_SYNC", "0")
+        // Zeros are written as such: a file system under the scratch file may call a range that was zeroed
+        // in another way a hole.
+        .env("UNIX_IO_NOZEROOUT", "1")
         .stdin(Stdio::null());
     command
 }
@@ -294,14 +322,14 @@ impl DataImage {
     /// Copies what was written to its place on the disk.
     pub(super) fn copy(self, run: &mut Run<'_>) -> Result<(), Cause> {
         let base = run.plan.range(&run.plan.data).start;
-        let total = self.extents.iter().map(|extent| extent.bytes()).sum();
+        let total = self.ranges.iter().map(|range| range.bytes()).sum();
         run.begin(Step::WriteData, total);
         let mut done = 0;
         let mut buffer = vec![0u8; CHUNK_BYTES];
-        for extent in &self.extents {
-            let mut at = extent.start;
-            while at < extent.end {
-                let bytes = (extent.end - at).min(MIB);
+        for range in &self.ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let bytes = (range.end - at).min(MIB);
                 let piece = &mut buffer[..usize::try_from(bytes).unwrap_or(CHUNK_BYTES)];
                 self.scratch
                     .file
@@ -317,31 +345,76 @@ impl DataImage {
     }
 }
 
-/// Checks the file system on the disk with `e2fsck`, and reads its files back. The answer is the
-/// last line that `e2fsck` says.
-pub(super) fn verify(run: &mut Run<'_>) -> Result<String, Cause> {
+/// Looks at a data partition that is kept, before anything is written. The answer is one line for people: the
+/// node itself repairs what can be repaired, so findings are told and stand in nobody's way.
+pub(super) fn check_kept(run: &mut Run<'_>) -> Result<Option<String>, Cause> {
+    if run.plan.data_plan != DataPlan::Keep {
+        return Ok(None);
+    }
     let start = run.plan.range(&run.plan.data).start;
-    let device = format!("{}?offset={start}", run.target.path().display());
+    let superblock = Superblock::read(run.target, start).map_err(Cause::NoData)?;
+    let said = if superblock.needs_recovery() {
+        // Without its journal it looks worse than it is.
+        "kept; it was not shut down, and is recovered when it starts".to_owned()
+    } else {
+        match run_tool(&run.tools.e2fsck, &mut e2fsck(run)) {
+            Ok(said) => return Ok(Some(format!("kept; {}", last_line(&said)))),
+            Err(Cause::Tool { reason, .. }) => {
+                let reason = reason
+                    .lines()
+                    .map(str::trim)
+                    .filter(|line| !line.is_empty());
+                let reason: Vec<&str> = reason.collect();
+                format!(
+                    "kept; it has errors, which the node repairs when it starts, if it can: {}",
+                    reason.join(" ")
+                )
+            }
+            Err(other) => other.to_string(),
+        }
+    };
+    tracing::warn!(said, "the data partition");
+    Ok(Some(said))
+}
+
+fn e2fsck(run: &Run<'_>) -> Command {
     let mut command = clean(&run.tools.e2fsck);
-    command.args(["-f", "-n", &device]);
-    let said = run_tool(&run.tools.e2fsck, &mut command).map_err(|cause| match cause {
-        Cause::Tool { reason, .. } => Cause::NotAsPlanned {
-            what: "the data partition",
-            reason,
-        },
+    command.args(["-f", "-n", &device(run)]);
+    command
+}
+
+/// The data partition, as the tools name it.
+fn device(run: &Run<'_>) -> String {
+    let start = run.plan.range(&run.plan.data).start;
+    format!("{}?offset={start}", run.target.path().display())
+}
+
+fn last_line(said: &[u8]) -> String {
+    let said = String::from_utf8_lossy(said);
+    said.trim().lines().last().unwrap_or_default().to_owned()
+}
+
+/// Checks the new file system on the disk with `e2fsck`, and reads its files back. The answer is the
+/// last line that `e2fsck` says. One that is kept was looked at before, and not written since.
+pub(super) fn verify(run: &mut Run<'_>) -> Result<String, Cause> {
+    let DataPlan::Format { files, .. } = &run.plan.data_plan else {
+        return Ok(String::new());
+    };
+    let not_as_planned = |reason| Cause::NotAsPlanned {
+        what: "the data partition",
+        reason,
+    };
+    let said = run_tool(&run.tools.e2fsck, &mut e2fsck(run)).map_err(|cause| match cause {
+        Cause::Tool { reason, .. } => not_as_planned(reason),
         other => other,
     })?;
-    if let DataPlan::Format { files, .. } = &run.plan.data_plan {
-        for file in files {
-            let found = cat(run.tools, &device, &file.content.path)?;
-            if Sha256::of(&found) != file.sha256 {
-                return Err(Cause::NotAsPlanned {
-                    what: "the data partition",
-                    reason: format!("{} has another hash", file.content.path),
-                });
-            }
+    let device = device(run);
+    for file in files {
+        let found = cat(run.tools, &device, &file.content.path)?;
+        if Sha256::of(&found) != file.sha256 {
+            let reason = format!("{} has another hash", file.content.path);
+            return Err(not_as_planned(reason));
         }
     }
-    let said = String::from_utf8_lossy(&said);
-    Ok(said.trim().lines().last().unwrap_or_default().to_owned())
+    Ok(last_line(&said))
 }

@@ -18,6 +18,7 @@ mod esp;
 mod ext4;
 mod probe;
 mod sparse;
+mod superblock;
 mod tables;
 mod target;
 mod verify;
@@ -26,11 +27,12 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::plan::{ByteRange, MIB, Plan, Sha256};
+use crate::plan::{ByteRange, DataPlan, MIB, Plan, Sha256};
 
 pub use esp::{EspContent, read_esp};
 pub use ext4::Tools;
 pub use sparse::SparseImage;
+pub use superblock::Superblock;
 pub use tables::{Table, TableState, read_table};
 pub use target::{FileTarget, IdentityProbe, Target};
 
@@ -115,6 +117,10 @@ pub enum Changed {
     NotBootable,
     /// The partition with the system is incomplete; the data partition was not written.
     SystemOnly,
+    /// The old content is gone; everything was written and was not read back to its end. It may boot.
+    NotVerified,
+    /// The same of the system; the data partition was not written.
+    SystemNotVerified,
 }
 
 impl fmt::Display for Changed {
@@ -127,6 +133,14 @@ impl fmt::Display for Changed {
             }
             Changed::SystemOnly => {
                 "The system on the disk is incomplete; the data was not touched. Trying again is safe."
+            }
+            Changed::NotVerified => {
+                "What was on the disk is lost. A new system was written, which may start, and was not \
+                 read back to its end: do not use it. Trying again is safe."
+            }
+            Changed::SystemNotVerified => {
+                "The system was written, which may start, and was not read back to its end; the data \
+                 was not touched. Trying again is safe."
             }
         })
     }
@@ -151,6 +165,17 @@ pub enum Cause {
     /// The disk is not the one the plan was made for.
     #[error("this is not the disk that was chosen ({0}). Choose the disk again.")]
     OtherDisk(String),
+    /// The data partition that was to be kept holds no data of ours.
+    #[error(
+        "there is no data to be kept on the disk's data partition: {0}. Install anew, or choose another disk."
+    )]
+    NoData(String),
+    /// A write would have changed data that is kept: it was not made.
+    #[error("the plan would have changed the data that it keeps, at byte {offset}. Report this.")]
+    KeptData {
+        /// Byte of the disk.
+        offset: u64,
+    },
     /// The disk was taken away in the middle.
     #[error(
         "the disk {0} is no longer there: it was taken out, or its cable, port or controller failed. \
@@ -209,8 +234,8 @@ pub enum Cause {
     },
     /// The scratch directory cannot be used.
     #[error(
-        "no scratch file in {directory}: {reason}. It must be on a file system with sparse files, \
-         such as tmpfs, with a few hundred MB free."
+        "no scratch file in {directory}: {reason}. It must be on a file system with sparse files and room, \
+         such as tmpfs."
     )]
     Scratch {
         /// The directory.
@@ -240,7 +265,8 @@ pub struct Report {
     pub written_bytes: u64,
     /// Bytes read back and compared.
     pub verified_bytes: u64,
-    /// What `e2fsck` said about the data partition, one line.
+    /// What `e2fsck` said about the data partition, one line. One that is kept is looked at before anything
+    /// is written, a new one afterwards.
     pub data_check: String,
 }
 
@@ -252,6 +278,8 @@ struct Run<'a> {
     step: Step,
     written: Vec<Written>,
     written_bytes: u64,
+    /// Whether the sectors that make the disk start are being written, or are.
+    may_start: bool,
 }
 
 /// Carries out the plan. Progress is told at the beginning of each step and about every MiB.
@@ -273,6 +301,7 @@ pub fn run(
         step: Step::CheckTarget,
         written: Vec::new(),
         written_bytes: 0,
+        may_start: false,
     };
     run.all().map_err(|cause| ExecuteError {
         step: run.step,
@@ -281,18 +310,27 @@ pub fn run(
     })
 }
 
+/// Whether the scratch directory has room for what a plan makes there.
+///
+/// # Errors
+///
+/// [`Cause::Scratch`], with how much is missing.
+pub fn check_room(plan: &Plan, tools: &Tools) -> Result<(), Cause> {
+    ext4::check_room(plan, &tools.scratch)
+}
+
 impl Run<'_> {
     fn all(&mut self) -> Result<Report, Cause> {
         self.begin(Step::CheckTarget, 0);
-        self.target
-            .check_identity(&self.plan.target)
-            .map_err(Cause::OtherDisk)?;
-        tables::check_kept(self)?;
+        self.check_target()?;
         // What can be made without the disk is made before it is touched.
         self.begin(Step::Prepare, 0);
+        let kept_data = ext4::check_kept(self)?;
         let data = ext4::make(self.plan, self.tools)?;
         let system = esp::make(self.plan)?;
         let tables = tables::make(self.plan)?;
+        // That took seconds, in which a disk can be changed.
+        self.check_target()?;
 
         self.begin(
             Step::Erase,
@@ -309,6 +347,7 @@ impl Run<'_> {
         // With data to be kept, the table stays valid throughout; both copies are made equal again.
         self.write(tables.backup_start, &tables.backup)?;
         self.flush()?;
+        self.may_start = true;
         esp::activate(self, &system)?;
         self.flush()?;
         self.write(0, &tables.primary)?;
@@ -318,8 +357,15 @@ impl Run<'_> {
         Ok(Report {
             written_bytes: self.written_bytes,
             verified_bytes,
-            data_check,
+            data_check: kept_data.unwrap_or(data_check),
         })
+    }
+
+    fn check_target(&mut self) -> Result<(), Cause> {
+        self.target
+            .check_identity(&self.plan.target)
+            .map_err(Cause::OtherDisk)?;
+        tables::check_kept(self)
     }
 
     /// What a disk that is gone answers is chance ("no space left", "input/output error"), and what it
@@ -338,10 +384,12 @@ impl Run<'_> {
     }
 
     fn changed(&self) -> Changed {
-        match (self.written_bytes, self.plan.destroys_data()) {
-            (0, _) => Changed::Nothing,
-            (_, true) => Changed::NotBootable,
-            (_, false) => Changed::SystemOnly,
+        match (self.plan.destroys_data(), self.may_start) {
+            _ if self.written_bytes == 0 => Changed::Nothing,
+            (true, false) => Changed::NotBootable,
+            (true, true) => Changed::NotVerified,
+            (false, false) => Changed::SystemOnly,
+            (false, true) => Changed::SystemNotVerified,
         }
     }
 
@@ -403,6 +451,11 @@ impl Run<'_> {
 
     /// Writes bytes that are overwritten later, or looked at in their own way.
     fn write_unchecked(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Cause> {
+        let data = self.plan.range(&self.plan.data);
+        let is_within = offset < data.end && data.start < offset + bytes.len() as u64;
+        if is_within && self.plan.data_plan == DataPlan::Keep {
+            return Err(Cause::KeptData { offset });
+        }
         // Counted before: a write that fails may still have reached the disk.
         self.written_bytes += bytes.len() as u64;
         self.target

@@ -180,15 +180,23 @@ pub struct FoundSystem {
     pub has_primary_table: bool,
     /// Whether the installation was verified to its end, as far as the system can say.
     pub is_complete: bool,
+    /// Whether the system was put beside data that was there already: a keep or a repair.
+    pub is_kept: bool,
+    /// Whether the data partition's file system is there, and was never mounted: no node has ever run on it.
+    pub is_unused: bool,
 }
 
 impl FoundSystem {
     /// Whether it is what an installation by these answers leaves that was interrupted: nobody has seen
     /// its token. What has neither a table nor a system was interrupted before it said whose it is.
+    ///
+    /// A node whose system was being replaced, or whose disk was damaged at its beginning, looks much the
+    /// same, and holds data: what has ever run, or was kept, is a node.
     #[must_use]
     pub fn is_cut_off(&self, answers: Sha256) -> bool {
         let is_begun = !self.is_complete && self.answers == Some(answers);
-        is_begun || (!self.has_primary_table && self.version.is_err())
+        let has_no_system = !self.has_primary_table && self.version.is_err();
+        self.is_unused && !self.is_kept && (is_begun || has_no_system)
     }
 
     /// Whether these answers were carried out to the end.

@@ -68,8 +68,7 @@ impl Answers {
     /// Whether this is the disk that they name, by serial number or WWN.
     #[must_use]
     pub fn names(&self, target: &TargetIdentity) -> bool {
-        let name = &self.disk;
-        !name.is_empty() && (target.serial == *name || target.wwn == *name)
+        target.is_named(&self.disk)
     }
 }
 

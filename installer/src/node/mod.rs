@@ -5,12 +5,14 @@
 //! the node has ever started; what is stored is what the server itself would have stored.
 
 mod config;
+mod record;
 mod secrets;
 
 use crate::flow::{Hardware, Network, Secrets, Settings};
 use crate::plan::FileContent;
 
-pub use config::{default_settings, node_toml, server_toml};
+pub use config::{check_partitions, default_settings, node_toml, server_toml};
+pub use record::{Origin, RECORD_PATH, record};
 pub use secrets::{Identity, SecretsError, timestamp};
 
 /// The files of a new node's data partition, and what is shown of them once.
@@ -31,7 +33,11 @@ pub fn files(
     };
     let files = vec![
         file("config/node.toml", 0o644, node_toml(hardware, settings)),
-        file("config/truthdb.toml", 0o644, server_toml(hardware)),
+        file(
+            "config/truthdb.toml",
+            0o644,
+            server_toml(hardware, settings),
+        ),
         file("config/console-token", 0o600, identity.console_token),
         file("server/tokens.toml", 0o600, identity.tokens_toml),
         file(

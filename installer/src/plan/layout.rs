@@ -23,15 +23,26 @@ pub const DISK_BYTES_MIN: u64 = 8_000_000_000;
 /// ZFS, LUKS and file systems lie within: ZFS has the widest, 512 KiB at either end.
 pub const ERASED_AT_EDGES_BYTES: u64 = 4 * MIB;
 
+/// Bytes of a system at most. It is read into memory to be repaired, from disks of which nothing is believed.
+pub const SYSTEM_BYTES_MAX: u64 = 64 * MIB;
+
 /// The clusters that fatfs chooses from this size on have 4096 bytes, below 512.
 const LARGE_CLUSTERS_FROM_BYTES: u64 = 260 * MIB;
 /// Places that are probed, spread evenly over the disk.
 const PROBES_EVEN: u64 = 9;
 /// The first power of two that is probed: no disk is smaller than 64 MiB.
 const PROBE_POWER_FIRST: u32 = 26;
-/// Inodes of the data partition at most, as long as the ratio allows: their tables are written in
-/// full, 64 MiB of them. A segment has a handful of files, so even small segments never run out.
-const INODES_MAX: u64 = 262_144;
+/// Inodes of the data partition, as long as each group needs no more: ext4 has at least one block of them
+/// for each group, which are more from 4 TB on. A segment has a handful of files, so they never run out.
+const INODES_AIM: u64 = 262_144;
+/// Bytes of memory for the programs of e2fsprogs, which take 23 MB for 30 TB, and for buffers.
+pub(super) const WORKING_BYTES: u64 = 64 * MIB;
+/// Bytes of a block, of a group and of a group's descriptor in the data partition, and groups that share a place
+/// for their bitmaps.
+const BLOCK_BYTES: u64 = 4096;
+const GROUP_BYTES: u64 = 128 * MIB;
+const DESCRIPTOR_BYTES: u64 = 64;
+const GROUPS_TOGETHER: u64 = 16;
 /// Least and most bytes for each inode that mke2fs takes and that make sense.
 const BYTES_PER_INODE: (u64, u64) = (MIB, 64 * MIB);
 /// Sectors of a GPT at each end, besides the entries: header, and at the front the protective MBR.
@@ -84,6 +95,9 @@ pub(super) fn check_request(request: &Request) -> Result<(), PlanError> {
 /// The system must fit twice, for an update beside it, and once as the fallback.
 pub(super) fn check_room(request: &Request, esp: &PlannedPartition) -> Result<(), PlanError> {
     let system_bytes = request.runtime.image.len() as u64;
+    if system_bytes > SYSTEM_BYTES_MAX {
+        return Err(PlanError::SystemTooLong { system_bytes });
+    }
     let esp_bytes =
         (esp.last_sector - esp.first_sector + 1) * u64::from(request.target.sector_bytes);
     // Two copies now, one for the next version, and a fifth for the file system itself.
@@ -244,7 +258,8 @@ pub(super) fn erased(
     merge(&ranges)
 }
 
-fn merge(sorted: &[ByteRange]) -> Vec<ByteRange> {
+/// Ranges that meet or overlap, as one.
+pub(crate) fn merge(sorted: &[ByteRange]) -> Vec<ByteRange> {
     let mut merged: Vec<ByteRange> = Vec::new();
     for range in sorted {
         match merged.last_mut() {
@@ -273,10 +288,24 @@ pub(super) fn probes(request: &Request) -> Vec<u64> {
     places
 }
 
+/// Bytes that are written when an ext4 of this size is made, without the zeros of its tables and journal.
+pub(super) fn filesystem_bytes(data_bytes: u64) -> u64 {
+    let groups = data_bytes.div_ceil(GROUP_BYTES);
+    let descriptors = (groups * DESCRIPTOR_BYTES).next_multiple_of(BLOCK_BYTES);
+    // Copies of superblock and descriptors are in the groups 0, 1 and the powers of 3, 5 and 7.
+    let powers = [3u64, 5, 7].map(|base| {
+        let all = std::iter::successors(Some(base), |power| power.checked_mul(base));
+        all.take_while(|power| *power < groups).count() as u64
+    });
+    let copies = 2 + powers.iter().sum::<u64>();
+    let bitmaps = groups.div_ceil(GROUPS_TOGETHER) * BLOCK_BYTES;
+    copies * (descriptors + BLOCK_BYTES) + bitmaps + MIB
+}
+
 /// Bytes for each inode of a data partition of this size.
 pub(super) fn bytes_per_inode(data_bytes: u64) -> u64 {
     let (least, most) = BYTES_PER_INODE;
-    (data_bytes / INODES_MAX)
+    (data_bytes / INODES_AIM)
         .next_power_of_two()
         .clamp(least, most)
 }

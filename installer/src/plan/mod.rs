@@ -20,11 +20,11 @@ use uuid::Uuid;
 pub use ids::{Seed, Sha256};
 pub use layout::{
     DATA_BYTES_MIN, DISK_BYTES_MIN, ERASED_AT_EDGES_BYTES, ESP_BYTES, ESP_BYTES_MIN_512,
-    ESP_BYTES_MIN_4096, MIB,
+    ESP_BYTES_MIN_4096, MIB, SYSTEM_BYTES_MAX,
 };
 pub use text::human_bytes;
 
-pub(crate) use layout::cluster_bytes;
+pub(crate) use layout::{cluster_bytes, merge as merge_ranges};
 
 /// Label of the data partition and of its file system: how the runtime finds it.
 pub const DATA_LABEL: &str = "truthdb-data";
@@ -76,7 +76,30 @@ pub struct TargetIdentity {
     pub disk_sequence: Option<u64>,
 }
 
+/// What systems and programs put before the digits of a world-wide name.
+const WWN_PREFIXES: [&str; 7] = ["wwn-", "naa.", "eui.", "uuid.", "nvme.", "t10.", "0x"];
+
+/// A world-wide name without what differs by who tells it: `naa.5000…` in sysfs is `0x5000…` in `lsblk`.
+fn bare_wwn(name: &str) -> String {
+    let mut name = name.trim().to_ascii_lowercase();
+    for prefix in WWN_PREFIXES {
+        if let Some(rest) = name.strip_prefix(prefix) {
+            name = rest.to_owned();
+        }
+    }
+    name.retain(|c| c != '-');
+    name
+}
+
 impl TargetIdentity {
+    /// Whether a person means this disk by that name: its serial number to the letter, or its world-wide name in
+    /// any of its spellings.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        let wwn = bare_wwn(name);
+        !name.is_empty() && (self.serial == name || (!wwn.is_empty() && bare_wwn(&self.wwn) == wwn))
+    }
+
     /// An image file.
     #[must_use]
     pub fn image(path: PathBuf, size_bytes: u64, sector_bytes: u32) -> TargetIdentity {
@@ -295,6 +318,14 @@ pub enum PlanError {
         /// What is wrong with that.
         reason: &'static str,
     },
+    /// The system is larger than what is read back from a disk.
+    #[error(
+        "the system has {system_bytes} bytes, and {SYSTEM_BYTES_MAX} are taken at most: make the medium again"
+    )]
+    SystemTooLong {
+        /// Bytes of the system's image.
+        system_bytes: u64,
+    },
     /// The files do not fit on the EFI system partition, with room for the next version.
     #[error(
         "the system has {system_bytes} bytes; twice that and a fifth do not fit on an EFI system \
@@ -331,7 +362,7 @@ impl Plan {
     /// See [`PlanError`]; nothing was done to any disk.
     pub fn new(request: &Request) -> Result<Plan, PlanError> {
         layout::check_request(request)?;
-        let esp_files = esp_files(&request.runtime, request.answers);
+        let esp_files = esp_files(request);
         let (disk_id, esp, data) = match request.mode {
             Mode::Install => layout::fresh(request),
             Mode::ReinstallKeepData | Mode::RepairBoot => layout::kept(request)?,
@@ -371,6 +402,30 @@ impl Plan {
         }
     }
 
+    /// Bytes that the data partition takes at most while it is made away from the disk. It grows with the
+    /// disk: the descriptors of its groups, many times over, and a bitmap for each 16 groups.
+    #[must_use]
+    pub fn scratch_bytes(&self) -> u64 {
+        let DataPlan::Format { files, .. } = &self.data_plan else {
+            return 0;
+        };
+        let files = files.iter().map(|file| file.content.bytes.len() as u64);
+        // Each file lies beside the file system as well, until it is in it.
+        let files: u64 = files.map(|bytes| 2 * bytes.next_multiple_of(4096)).sum();
+        layout::filesystem_bytes(self.range(&self.data).bytes()) + files
+    }
+
+    /// Bytes of memory that carrying the plan out takes at most, the scratch file included.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let system: u64 = self
+            .esp_files
+            .iter()
+            .map(|file| file.content.bytes.len() as u64)
+            .sum();
+        self.scratch_bytes() + system + layout::WORKING_BYTES
+    }
+
     /// Whether carrying the plan out destroys what is on the disk.
     #[must_use]
     pub fn destroys_data(&self) -> bool {
@@ -385,7 +440,8 @@ pub fn system_path(version: &str) -> String {
 }
 
 /// The system under its own name, what it is, and, last, the path that firmware falls back to.
-fn esp_files(runtime: &Runtime, answers: Option<Sha256>) -> Vec<PlannedFile> {
+fn esp_files(request: &Request) -> Vec<PlannedFile> {
+    let runtime = &request.runtime;
     let file = |path: String, bytes: Arc<[u8]>| PlannedFile {
         sha256: Sha256::of(&bytes),
         content: FileContent {
@@ -402,8 +458,12 @@ fn esp_files(runtime: &Runtime, answers: Option<Sha256>) -> Vec<PlannedFile> {
         system.sha256,
         runtime.image.len()
     );
-    if let Some(answers) = answers {
+    if let Some(answers) = request.answers {
         about.push_str(&format!("answers = \"{answers}\"\n"));
+    }
+    // Cut off, this is a node with its data, and no installation that nobody has seen the end of.
+    if request.mode != Mode::Install {
+        about.push_str("kept = true\n");
     }
     about.push_str(&format!("complete = {}\n", COMPLETE[0]));
     let fallback = file(FALLBACK_PATH.to_owned(), Arc::clone(&runtime.image));

@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
 use std::path::Path;
+use std::time::Duration;
 
+use uuid::Uuid;
+
+use super::patience::{self, Look};
 use super::{System, signatures};
-use crate::executor::{FileTarget, TableState, read_esp, read_table};
+use crate::executor::{FileTarget, Superblock, TableState, read_esp, read_table};
 use crate::flow::{Disk, FoundSystem};
 use crate::plan::{
     ByteRange, DATA_LABEL, DISK_BYTES_MIN, ESP_NAME, OldPartition, TargetIdentity, TargetKind,
@@ -28,18 +32,63 @@ const PARTITIONS_MAX: usize = 64;
 
 /// All disks, in the order of their names.
 ///
-/// A disk that cannot be read is among them, refused with the reason.
+/// A disk that cannot be read, or does not answer in time, is among them, refused with the reason.
 #[must_use]
-pub fn all(system: &System, boot_partition: Option<uuid::Uuid>) -> Vec<Disk> {
+pub fn all(system: &System, boot_partition: Option<Uuid>) -> Vec<Disk> {
+    all_within(system, boot_partition, patience::DEADLINE)
+}
+
+/// The same with another deadline.
+#[must_use]
+pub fn all_within(system: &System, boot_partition: Option<Uuid>, deadline: Duration) -> Vec<Disk> {
     let names = system.names("sys/block");
     let mut disks: Vec<Disk> = names
         .iter()
         .filter(|name| !NO_DISKS.iter().any(|no| name.starts_with(no)))
         .filter(|name| !NO_DISK_PARTS.iter().any(|no| name.contains(no)))
-        .filter_map(|name| look_at(system, name, boot_partition))
+        .filter_map(|name| describe(system, name))
         .collect();
+    let looks = disks.iter().map(|disk| {
+        let device = system.path(&format!("dev/{}", name_of(disk)));
+        let (disk, path) = (disk.clone(), device.clone());
+        let look = Box::new(move || open_and_look(disk, &path)) as Box<dyn FnOnce() -> Disk + Send>;
+        Look { device, look }
+    });
+    let seen = patience::all(looks.collect(), deadline);
+    for (disk, seen) in disks.iter_mut().zip(seen) {
+        match seen {
+            Some(seen) => *disk = seen,
+            None => disk.refused = Some("it does not answer".into()),
+        }
+    }
+    // Where the partition is not found, its medium has another way to be told.
+    let has = |disk: &Disk, id| disk.partitions.iter().any(|old| old.id == Some(id));
+    let boot = boot_partition.filter(|boot| disks.iter().any(|disk| has(disk, *boot)));
+    for disk in disks.iter_mut().filter(|disk| disk.refused.is_none()) {
+        let is_medium = match boot {
+            Some(boot) => has(disk, boot),
+            None => has_medium_label(disk),
+        };
+        disk.refused = if is_medium {
+            Some("it holds this installer".into())
+        } else {
+            reason_against(system, disk)
+        };
+    }
     refuse_double_paths(&mut disks);
     disks
+}
+
+/// The kernel's name.
+fn name_of(disk: &Disk) -> String {
+    let name = disk.identity.path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// Whether it looks like an installation medium: a copy that was not started looks the same.
+fn has_medium_label(disk: &Disk) -> bool {
+    let label = format!("ISO 9660 \"{MEDIUM_LABEL}");
+    disk.contents.iter().any(|found| found.starts_with(&label))
 }
 
 /// Two paths with one name are one disk: writing to one of them is not safe.
@@ -127,7 +176,8 @@ fn bus(system: &System, name: &str) -> String {
     found.map_or(guess, |(_, bus)| bus).to_owned()
 }
 
-fn look_at(system: &System, name: &str, boot_partition: Option<uuid::Uuid>) -> Option<Disk> {
+/// What the kernel knows of a disk without asking it.
+fn describe(system: &System, name: &str) -> Option<Disk> {
     let path = Path::new("/dev").join(name);
     let mut identity = identity(system, &path).ok()?;
     if identity.size_bytes == 0 {
@@ -135,7 +185,7 @@ fn look_at(system: &System, name: &str, boot_partition: Option<uuid::Uuid>) -> O
         return None;
     }
     identity.path = path;
-    let mut disk = Disk {
+    Some(Disk {
         bus: bus(system, name),
         contents: Vec::new(),
         partitions: Vec::new(),
@@ -143,34 +193,24 @@ fn look_at(system: &System, name: &str, boot_partition: Option<uuid::Uuid>) -> O
         truthdb: None,
         refused: None,
         identity,
-    };
-    let device = system.path(&format!("dev/{name}"));
-    match File::open(&device) {
+    })
+}
+
+/// What is on it. This may take as long as the disk likes.
+fn open_and_look(mut disk: Disk, device: &Path) -> Disk {
+    match File::open(device) {
         Ok(mut file) => {
-            if let Err(error) = look_inside(&mut disk, &mut file, &device) {
+            if let Err(error) = look_inside(&mut disk, &mut file, device) {
                 disk.refused = Some(format!("it cannot be read ({error})"));
             }
         }
         Err(error) => disk.refused = Some(format!("it cannot be opened ({error})")),
     }
-    if disk.refused.is_none() {
-        disk.refused = reason_against(system, name, &disk, boot_partition);
-    }
-    Some(disk)
+    disk
 }
 
-fn reason_against(
-    system: &System,
-    name: &str,
-    disk: &Disk,
-    boot_partition: Option<uuid::Uuid>,
-) -> Option<String> {
-    let is_boot =
-        boot_partition.is_some_and(|boot| disk.partitions.iter().any(|old| old.id == Some(boot)));
-    let medium = format!("ISO 9660 \"{MEDIUM_LABEL}");
-    if is_boot || disk.contents.iter().any(|found| found.starts_with(&medium)) {
-        return Some("it holds this installer".into());
-    }
+fn reason_against(system: &System, disk: &Disk) -> Option<String> {
+    let name = &name_of(disk);
     let at = format!("sys/block/{name}");
     if system.number(&format!("{at}/ro")) == Some(1) {
         return Some("it is write-protected".into());
@@ -304,16 +344,24 @@ fn range_of(old: &OldPartition, sector_bytes: u32) -> ByteRange {
 /// Partitions with our names are a TruthDB, whatever state it is in.
 fn find_truthdb(disk: &mut Disk, device: &Path, has_primary_table: bool) {
     let named = |name: &str| disk.partitions.iter().find(|old| old.name == name);
-    let (Some(esp), Some(_)) = (named(ESP_NAME), named(DATA_LABEL)) else {
+    let (Some(esp), Some(data)) = (named(ESP_NAME), named(DATA_LABEL)) else {
         return;
     };
+    let data = range_of(data, disk.identity.sector_bytes);
     let range = range_of(esp, disk.identity.sector_bytes);
-    let found = FileTarget::open_to_read(device)
-        .map_err(|error| error.to_string())
-        .and_then(|mut target| read_esp(&mut target, range));
+    let (found, is_unused) = match FileTarget::open_to_read(device) {
+        Ok(mut target) => {
+            let superblock = Superblock::read(&mut target, data.start);
+            let is_unused = superblock.is_ok_and(|found| found.is_unused());
+            (read_esp(&mut target, range), is_unused)
+        }
+        Err(error) => (Err(error.to_string()), false),
+    };
     disk.truthdb = Some(FoundSystem {
         answers: found.as_ref().ok().and_then(|found| found.answers),
         is_complete: found.as_ref().is_ok_and(|found| found.is_complete),
+        is_kept: found.as_ref().is_ok_and(|found| found.is_kept),
+        is_unused,
         version: found.map(|found| found.version),
         has_primary_table,
     });

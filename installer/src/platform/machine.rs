@@ -48,7 +48,7 @@ pub fn look(system: &System, payload: &Path) -> Hardware {
         uuid: usable_uuid(&system.text("sys/class/dmi/id/product_uuid")),
         cpus: u32::try_from(count).unwrap_or(u32::MAX).max(1),
         cpu_model: cpu_model.unwrap_or_default(),
-        memory_bytes: memory_bytes(&system.text("proc/meminfo")),
+        memory_bytes: memory_bytes(&system.text("proc/meminfo"), "MemTotal:").unwrap_or(0),
         efi: system.path("sys/firmware/efi").exists(),
         efi_variables: !system.names(efi::VARIABLES).is_empty(),
         secure_boot: secure_boot(system),
@@ -64,12 +64,16 @@ fn usable_uuid(text: &str) -> Option<Uuid> {
     (!NO_UUIDS.contains(&uuid.as_u128())).then_some(uuid)
 }
 
-fn memory_bytes(meminfo: &str) -> u64 {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
+/// Bytes of memory that programs and files in memory can still have, as the kernel estimates them.
+#[must_use]
+pub fn available_memory(system: &System) -> Option<u64> {
+    memory_bytes(&system.text("proc/meminfo"), "MemAvailable:")
+}
+
+fn memory_bytes(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib.saturating_mul(1024))
 }
 
 fn secure_boot(system: &System) -> SecureBoot {

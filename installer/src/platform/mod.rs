@@ -2,12 +2,13 @@
 //!
 //! Everything that is read goes through [`System`], which has a root: `/` for a real machine, a folder
 //! of fixtures for a test. Nothing that is read is believed: parsers take any bytes, and one device
-//! that cannot be read never ends the look at the others.
+//! that cannot be read, or does not answer, never ends the look at the others.
 
 pub mod disks;
 pub mod efi;
 pub mod image;
 pub mod machine;
+pub mod patience;
 pub mod power;
 pub mod signatures;
 pub mod sticks;

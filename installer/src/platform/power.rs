@@ -10,8 +10,9 @@ use super::System;
 const RESTART: Signal = Signal::TERM;
 /// What it takes for "turn off".
 const TURN_OFF: Signal = Signal::USR2;
-/// The file that says that PID 1 is BusyBox init: no other program is signalled.
-const INITTAB: &str = "etc/inittab";
+/// What the kernel calls PID 1, and what BusyBox init is called: no other program is signalled. A file such as
+/// `/etc/inittab` would say what is installed, not what runs.
+const PID_1: (&str, &str) = ("proc/1/comm", "init");
 
 /// Starts the machine again.
 ///
@@ -31,8 +32,15 @@ pub fn power_off(system: &System) -> io::Result<()> {
     ask(system, TURN_OFF)
 }
 
+/// Whether PID 1 is one that can be asked.
+fn is_asked(system: &System) -> bool {
+    let (file, name) = PID_1;
+    system.text(file) == name
+}
+
+/// Asks PID 1, if it is the one that knows these signals.
 fn ask(system: &System, signal: Signal) -> io::Result<()> {
-    if !system.path(INITTAB).exists() {
+    if !is_asked(system) {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "this is no TruthDB appliance",
@@ -40,4 +48,28 @@ fn ask(system: &System, signal: Signal) -> io::Result<()> {
     }
     rustix::fs::sync();
     kill_process(Pid::INIT, signal).map_err(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only what refuses is tried: PID 1 of a build machine is not ours to signal.
+    #[test]
+    fn another_first_process_is_not_signalled() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(folder.path().join("proc/1")).unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        std::fs::write(folder.path().join("etc/inittab"), "").unwrap();
+        for name in ["systemd\n", "tini\n", ""] {
+            std::fs::write(folder.path().join("proc/1/comm"), name).unwrap();
+            assert!(!is_asked(&system), "{name}");
+            let error = ask(&system, TURN_OFF).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        }
+        std::fs::remove_file(folder.path().join("etc/inittab")).unwrap();
+        std::fs::write(folder.path().join("proc/1/comm"), "init\n").unwrap();
+        assert!(is_asked(&system));
+    }
 }

@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use fatfs::{FileSystem, FsOptions};
 
+use super::patience::{self, Look};
 use super::{System, signatures};
 use crate::executor::read_table;
 
@@ -89,38 +91,48 @@ struct Found {
     is_removable: bool,
 }
 
-/// Every FAT volume: on whole disks and in partitions.
-fn volumes(system: &System) -> Vec<Found> {
+/// Every FAT volume: on whole disks and in partitions. A device that does not answer in time has none.
+fn volumes(system: &System, deadline: Duration) -> Vec<Found> {
+    let names = system.names("sys/block").into_iter();
+    let looks = names.map(|name| {
+        let device = system.path(&format!("dev/{name}"));
+        let system = system.clone();
+        let look = move || volumes_of(&system, &name).unwrap_or_default();
+        Look {
+            device,
+            look: Box::new(look) as Box<dyn FnOnce() -> Vec<Found> + Send>,
+        }
+    });
+    let found = patience::all(looks.collect(), deadline);
+    found.into_iter().flatten().flatten().collect()
+}
+
+/// The volumes of one device; `None` if it is none, or cannot be opened.
+fn volumes_of(system: &System, name: &str) -> Option<Vec<Found>> {
+    let at = format!("sys/block/{name}");
+    let sectors = system.number(&format!("{at}/size"))?;
+    let mut file = File::open(system.path(&format!("dev/{name}"))).ok()?;
+    let link = std::fs::read_link(system.path(&at)).unwrap_or_default();
+    let is_removable = system.number(&format!("{at}/removable")) == Some(1)
+        || link.to_string_lossy().contains("/usb");
+    let bytes = sectors.saturating_mul(512);
+    let sector_bytes = system.number(&format!("{at}/queue/logical_block_size"));
+    let sector_bytes = sector_bytes
+        .and_then(|bytes| u32::try_from(bytes).ok())
+        .unwrap_or(512);
     let mut found = Vec::new();
-    for name in system.names("sys/block") {
-        let at = format!("sys/block/{name}");
-        let (Some(sectors), Ok(mut file)) = (
-            system.number(&format!("{at}/size")),
-            File::open(system.path(&format!("dev/{name}"))),
-        ) else {
-            continue;
-        };
-        let link = std::fs::read_link(system.path(&at)).unwrap_or_default();
-        let is_removable = system.number(&format!("{at}/removable")) == Some(1)
-            || link.to_string_lossy().contains("/usb");
-        let bytes = sectors.saturating_mul(512);
-        let sector_bytes = system.number(&format!("{at}/queue/logical_block_size"));
-        let sector_bytes = sector_bytes
-            .and_then(|bytes| u32::try_from(bytes).ok())
-            .unwrap_or(512);
-        for (start, length) in ranges(&mut file, bytes, sector_bytes) {
-            if let Some(label) = fat_label(&mut file, start, length) {
-                found.push(Found {
-                    device: name.clone(),
-                    start,
-                    bytes: length,
-                    label,
-                    is_removable,
-                });
-            }
+    for (start, length) in ranges(&mut file, bytes, sector_bytes) {
+        if let Some(label) = fat_label(&mut file, start, length) {
+            found.push(Found {
+                device: name.to_owned(),
+                start,
+                bytes: length,
+                label,
+                is_removable,
+            });
         }
     }
-    found
+    Some(found)
 }
 
 /// The whole disk, and each of its partitions.
@@ -170,7 +182,16 @@ fn fat_label(file: &mut File, start: u64, bytes: u64) -> Option<String> {
 ///
 /// Why it is not followed, for people.
 pub fn answers(system: &System) -> Result<Option<String>, String> {
-    let named: Vec<Found> = volumes(system)
+    answers_within(system, patience::DEADLINE)
+}
+
+/// The same with another deadline.
+///
+/// # Errors
+///
+/// Why it is not followed, for people.
+pub fn answers_within(system: &System, deadline: Duration) -> Result<Option<String>, String> {
+    let named: Vec<Found> = volumes(system, deadline)
         .into_iter()
         .filter(|volume| volume.label.eq_ignore_ascii_case(ANSWERS_LABEL))
         .collect();
@@ -233,7 +254,7 @@ impl<T> Write for ReadOnly<T> {
 pub fn export(system: &System, stem: &str, text: &str) -> Result<String, String> {
     let mut last =
         "no stick with a FAT file system was found. Plug one in, and try again.".to_owned();
-    for volume in volumes(system) {
+    for volume in volumes(system, patience::DEADLINE) {
         let is_medium = volume.label.to_ascii_uppercase().starts_with("TRUTHDB")
             && !volume.label.eq_ignore_ascii_case(ANSWERS_LABEL);
         if !volume.is_removable || is_medium {

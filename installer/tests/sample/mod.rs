@@ -88,6 +88,8 @@ pub(crate) fn disks() -> Vec<Disk> {
         answers: None,
         has_primary_table: true,
         is_complete: true,
+        is_kept: false,
+        is_unused: false,
     });
     truthdb.contents = vec!["TruthDB 0.0.9".into()];
     let plan = Plan::new(&request(&truthdb, Mode::Install)).unwrap();
