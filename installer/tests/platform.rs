@@ -131,6 +131,13 @@ fn a_disk_that_cannot_be_used_says_why() {
     assert!(small.contains("too small"), "{small}");
     let locked = refusal(&|machine| machine.write("sys/block/sda/ro", "1\n"));
     assert!(locked.contains("write-protected"), "{locked}");
+    let on_usb = refusal(&|machine| {
+        let [block, device] = ["sys/block/sda", "sys/devices/usb1"].map(|path| machine.path(path));
+        std::fs::create_dir_all(machine.path("sys/devices")).unwrap();
+        std::fs::rename(&block, device).unwrap();
+        std::os::unix::fs::symlink("../devices/usb1", block).unwrap();
+    });
+    assert!(on_usb.contains("does not start from USB"), "{on_usb}");
     let held = refusal(&|machine| machine.write("sys/block/sda/sda1/holders/dm-0", ""));
     assert!(held.contains("held by dm-0"), "{held}");
     let mounted = refusal(&|machine| {

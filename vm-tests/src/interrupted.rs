@@ -4,7 +4,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use truthdb_vm_tests::disk::read;
+use truthdb_vm_tests::disk::{overlay, read};
 use truthdb_vm_tests::terminal::{page, plain};
 use truthdb_vm_tests::{Bus, Disk, Machine, Spec};
 
@@ -120,10 +120,13 @@ fn cut(
     Ok(None)
 }
 
-/// A disk with a table holds all that the node needs.
+/// A disk with a table holds all that the node needs. It starts from a layer above the disk: answers make a node anew
+/// that nobody has started, and ask about one that was.
 fn starts(bench: &Bench<'_>, disk: &Disk) -> Result<()> {
+    let started = bench.folder.join("started.qcow2");
+    overlay(&disk.path, &started)?;
     let spec = Spec {
-        disks: vec![disk.clone()],
+        disks: vec![Disk::new(&started, "qcow2", Bus::Virtio)],
         screen: false,
         ..Spec::default()
     };

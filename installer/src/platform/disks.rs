@@ -218,6 +218,10 @@ fn reason_against(system: &System, disk: &Disk) -> Option<String> {
     if let Some(user) = in_use(system, name) {
         return Some(format!("it is in use ({user})"));
     }
+    if disk.bus == "usb" {
+        // Its kernel has no driver for that (runtime-kernel/kernel.config): a node keeps its data on its own disk.
+        return Some("the installed system does not start from USB".into());
+    }
     if !matches!(disk.identity.sector_bytes, 512 | 4096) {
         let bytes = disk.identity.sector_bytes;
         return Some(format!(
