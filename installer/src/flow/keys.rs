@@ -11,7 +11,7 @@ pub(crate) const MODES: [Mode; 3] = [Mode::ReinstallKeepData, Mode::RepairBoot, 
 /// Characters that are taken for the confirmation at most.
 const TYPED_CHARS_MAX: usize = 40;
 /// Lines of the plan that a page key moves by: no more than any view shows at once.
-const PAGE_LINES: usize = 5;
+const PAGE_LINES: usize = 4;
 
 /// What a key does.
 pub(super) fn on_key(session: &mut Session, key: Key) -> Vec<Effect> {

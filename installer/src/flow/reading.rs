@@ -3,8 +3,8 @@
 use super::{Network, Settings};
 use crate::plan::{Mode, Plan};
 
-/// Columns of a line: a serial line has 78, the smallest screen some 80.
-const COLUMNS: usize = 76;
+/// Columns of a line: a serial line has as many, and the smallest screen some more.
+const COLUMNS: usize = 78;
 /// How far the rest of a line stands in.
 const INDENT: usize = 6;
 

@@ -22,7 +22,7 @@ const FOOT_ROW: f32 = 33.0;
 /// Space right of a key's action.
 const HINT_GAP: f32 = 20.0;
 /// Screens lower than this have no room to spare.
-const LOW: f32 = 640.0;
+pub(super) const LOW: f32 = 640.0;
 pub(super) const BODY: f32 = 17.0;
 pub(super) const SMALL: f32 = 14.5;
 const LINE_HEIGHT: f32 = 1.42;
@@ -130,7 +130,7 @@ fn splash(painter: &mut Painter<'_>, page: &Page) {
 
 /// Space between blocks.
 fn gap(painter: &Painter<'_>) -> f32 {
-    if painter.height < LOW { 9.0 } else { 16.0 }
+    if painter.height < LOW { 8.0 } else { 16.0 }
 }
 
 fn draw(painter: &mut Painter<'_>, page: &Page) {

@@ -1,7 +1,7 @@
 //! What is typed into: a form, and a line.
 
 use super::FormField;
-use super::draw::{BODY, SMALL, line_total, paragraph};
+use super::draw::{BODY, LOW, SMALL, line_total, paragraph};
 use super::font::Face;
 use super::painter::{Area, Painter, palette};
 
@@ -19,7 +19,7 @@ pub(super) fn form(
     let (row, height, field_max) = if is_wide {
         (52.0, 36.0, FIELD_MAX)
     } else {
-        (42.0, 34.0, f32::INFINITY)
+        (36.0, 31.0, f32::INFINITY)
     };
     let mut at = y;
     for field in fields {
@@ -110,7 +110,7 @@ pub(super) fn input(
         x,
         y: at,
         width: width.min(420.0),
-        height: 42.0,
+        height: if painter.height < LOW { 36.0 } else { 42.0 },
     };
     text_field(painter, area, value, true, false);
     at + area.height - y

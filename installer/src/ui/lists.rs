@@ -1,7 +1,7 @@
 //! Lists that take the room that is left, and show the part of them with the mark.
 
 use super::Choice;
-use super::draw::{SMALL, tone_color};
+use super::draw::{LOW, SMALL, tone_color};
 use super::font::Face;
 use super::painter::{Area, Painter, palette};
 
@@ -138,9 +138,10 @@ pub(super) fn draw_lines(
         8.0,
         palette::RAISED,
     );
-    let shown = fitting(room - 20.0, HEIGHT, lines.len());
+    let above = if painter.height < LOW { 6.0 } else { 10.0 };
+    let shown = fitting(room - 2.0 * above, HEIGHT, lines.len());
     let first = scroll.min(lines.len().saturating_sub(shown));
-    let mut at = y + 24.0;
+    let mut at = y + above + 14.0;
     for line in lines.iter().skip(first).take(shown) {
         let color = if line.starts_with(' ') {
             palette::QUIET

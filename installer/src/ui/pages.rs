@@ -59,7 +59,7 @@ fn of_state(session: &Session) -> Page {
                 ask_for_words(&mut page, &session.disks[*disk], words, typed);
             }
             page.blocks.extend(notice_block(notice.as_deref()));
-            page.keys.push(escape("Back to the disks"));
+            page.keys.push(escape("Back"));
             page
         }
         State::Installing {
@@ -419,7 +419,14 @@ fn ask_for_words(page: &mut Page, disk: &Disk, words: &str, typed: &str) {
 fn other_nodes(session: &Session, prepared: &Prepared) -> Option<Block> {
     let others: Vec<String> = session
         .other_nodes(&prepared.plan.target)
-        .map(|disk| format!("{} ({})", disk.title(), disk.detail()))
+        .map(|disk| {
+            let identity = &disk.identity;
+            if identity.serial.is_empty() {
+                format!("{}, {}", disk.title(), identity.path.display())
+            } else {
+                format!("{}, serial {}", disk.title(), identity.serial)
+            }
+        })
         .collect();
     let first = others.first()?;
     let more = match others.len() - 1 {
@@ -429,8 +436,7 @@ fn other_nodes(session: &Session, prepared: &Prepared) -> Option<Block> {
     Some(callout(
         Tone::Careful,
         format!(
-            "Another disk holds a TruthDB: {first}{more}. Take it out before the machine starts: with two of \
-             them the node does not start."
+            "Another disk holds a TruthDB: {first}{more}. Take it out: with two, no node starts."
         ),
     ))
 }

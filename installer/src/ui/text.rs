@@ -8,12 +8,12 @@ use super::{Block, Choice, Page, StepState, Tone};
 
 /// Columns of a line.
 const COLUMNS: usize = 78;
-/// Lines of a page: a terminal of 24 moves up when the last of them ends.
-const ROWS: usize = 23;
+/// Lines of a terminal.
+const ROWS: usize = 24;
 /// Lines of a plan that are shown at least, whatever else is on the page.
-const PLAN_LINES_MIN: usize = 5;
-/// A key that the terminal itself takes.
-const REDRAW: &str = "[Ctrl-L] Draw again";
+const PLAN_LINES_MIN: usize = 4;
+/// A key that the terminal itself takes, in the line above the others.
+const REDRAW: &str = " [Ctrl-L] Draw again ---";
 
 /// The page as lines.
 #[must_use]
@@ -73,16 +73,15 @@ fn foot(page: &Page) -> Vec<String> {
     if page.splash && page.keys.is_empty() {
         return Vec::new();
     }
-    let mut out = vec![String::new(), "-".repeat(COLUMNS), String::new()];
-    let hints = page
-        .keys
-        .iter()
-        .map(|hint| format!("[{}] {}", hint.serial, hint.action));
-    for hint in hints.chain([REDRAW.to_owned()]) {
-        let Some(line) = out.last_mut() else { continue };
-        if line.is_empty() {
-            *line = hint;
-        } else if line.chars().count() + 3 + hint.chars().count() <= COLUMNS {
+    let rule = "-".repeat(COLUMNS - REDRAW.len()) + REDRAW;
+    let mut out = vec![String::new(), rule];
+    for (number, hint) in page.keys.iter().enumerate() {
+        let hint = format!("[{}] {}", hint.serial, hint.action);
+        let Some(line) = out.last_mut().filter(|_| number > 0) else {
+            out.push(hint);
+            continue;
+        };
+        if line.chars().count() + 3 + hint.chars().count() <= COLUMNS {
             line.push_str("   ");
             line.push_str(&hint);
         } else {
@@ -143,10 +142,14 @@ fn part(lines: &[String], scroll: usize, room: usize) -> Vec<String> {
 #[must_use]
 pub fn screen(page: &Page, clear: bool) -> Vec<u8> {
     let mut out = String::from(if clear { "\x1b[2J\x1b[H" } else { "\x1b[H" });
-    for line in lines(page) {
+    for (number, line) in lines(page).iter().enumerate() {
+        // Not behind the last line of the terminal: it would move everything up.
+        if number > 0 {
+            out.push_str("\r\n");
+        }
         // Names of disks are outside bytes: nothing of them may steer the terminal.
         out.extend(line.chars().filter(|c| !c.is_control()));
-        out.push_str("\x1b[K\r\n");
+        out.push_str("\x1b[K");
     }
     out.push_str("\x1b[J");
     out.into_bytes()
