@@ -91,6 +91,6 @@ mod tests {
         assert_eq!(broken("plan: a short one"), ["plan: a short one"]);
         assert_eq!(broken(""), [""]);
         let endless = "x".repeat(200);
-        assert_eq!(broken(&endless), [endless.clone()]);
+        assert_eq!(broken(&endless).concat(), endless);
     }
 }
