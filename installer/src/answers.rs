@@ -16,7 +16,8 @@
 //! ```
 //!
 //! On the command line each key begins with `truthdb.`, as `truthdb.disk=S5GXNF0R900140`. An unknown key is
-//! refused: a misspelt `wipe` must not be one that nobody gave.
+//! refused: a misspelt `wipe` must not be one that nobody gave. The modes that keep the data take no settings of the
+//! node, which keeps its own.
 
 use serde::Deserialize;
 
@@ -93,18 +94,29 @@ pub fn parse(text: &str) -> Result<Answers, String> {
         (Field::TimeServer, file.time_server),
         (Field::SerialConsole, file.serial_console.map(yes_or_no)),
     ];
+    let values: Vec<(Field, String)> = values
+        .into_iter()
+        .filter_map(|(field, value)| Some((field, value?)))
+        .collect();
+    let mode = match file.mode {
+        FileMode::Install => Mode::Install,
+        FileMode::ReinstallKeepData => Mode::ReinstallKeepData,
+        FileMode::RepairBoot => Mode::RepairBoot,
+    };
+    // Nobody should believe that a node has got another address.
+    if mode != Mode::Install
+        && let Some((field, _)) = values.first()
+    {
+        return Err(format!(
+            "{} is given, and the mode keeps the node as it is set. Leave such keys out",
+            key(*field)
+        ));
+    }
     Ok(Answers {
         disk: file.disk,
         wipe: file.wipe,
-        mode: match file.mode {
-            FileMode::Install => Mode::Install,
-            FileMode::ReinstallKeepData => Mode::ReinstallKeepData,
-            FileMode::RepairBoot => Mode::RepairBoot,
-        },
-        values: values
-            .into_iter()
-            .filter_map(|(field, value)| Some((field, value?)))
-            .collect(),
+        mode,
+        values,
         finish: match file.finish {
             FileFinish::Wait => Finish::Wait,
             FileFinish::Reboot => Finish::Reboot,
@@ -112,6 +124,19 @@ pub fn parse(text: &str) -> Result<Answers, String> {
         },
         again: file.again,
     })
+}
+
+/// What a setting is called in the file.
+fn key(field: Field) -> &'static str {
+    match field {
+        Field::Hostname => "hostname",
+        Field::Address => "address",
+        Field::Gateway => "gateway",
+        Field::Dns => "dns",
+        Field::Partitions => "partitions",
+        Field::TimeServer => "time_server",
+        Field::SerialConsole => "serial_console",
+    }
 }
 
 /// The answers on a command line, as the text of a file; `None` when there are none.
@@ -161,7 +186,7 @@ mod tests {
 
     #[test]
     fn every_key_is_taken() {
-        let text = "disk = \"S1\"\nwipe = true\nmode = \"reinstall-keep-data\"\nfinish = \"poweroff\"\nagain = true\n\
+        let text = "disk = \"S1\"\nwipe = true\nmode = \"install\"\nfinish = \"poweroff\"\nagain = true\n\
                     hostname = \"n\"\naddress = \"dhcp\"\ngateway = \"\"\ndns = \"\"\npartitions = 3\n\
                     time_server = \"t\"\nserial_console = false\n";
         let answers = parse(text).unwrap();
@@ -169,13 +194,33 @@ mod tests {
         assert!(answers.again);
         assert_eq!(
             (answers.mode, answers.finish),
-            (Mode::ReinstallKeepData, Finish::PowerOff)
+            (Mode::Install, Finish::PowerOff)
         );
         assert!(
             answers
                 .values
                 .contains(&(Field::SerialConsole, "no".into()))
         );
+    }
+
+    #[test]
+    fn settings_are_refused_where_the_node_keeps_its_own() {
+        for mode in ["reinstall-keep-data", "repair-boot"] {
+            let text = format!("disk = \"S1\"\nmode = {mode:?}\nfinish = \"reboot\"\n");
+            assert!(parse(&text).is_ok(), "{mode}");
+            for (key, value) in [
+                ("hostname", "\"n\""),
+                ("address", "\"dhcp\""),
+                ("gateway", "\"\""),
+                ("dns", "\"\""),
+                ("partitions", "3"),
+                ("time_server", "\"t\""),
+                ("serial_console", "false"),
+            ] {
+                let error = parse(&format!("{text}{key} = {value}\n")).unwrap_err();
+                assert!(error.starts_with(key), "{error}");
+            }
+        }
     }
 
     #[test]
@@ -201,10 +246,11 @@ mod tests {
         for other in [
             "disk = \"S2\"\nhostname = \"n\"\npartitions = 3\n",
             "disk = \"S1\"\nhostname = \"n\"\npartitions = 4\n",
-            "disk = \"S1\"\nhostname = \"n\"\npartitions = 3\nmode = \"repair-boot\"\n",
         ] {
             assert_ne!(one, id(other));
         }
+        let keep = "disk = \"S1\"\nmode = \"repair-boot\"\n";
+        assert_ne!(id("disk = \"S1\"\n"), id(keep));
         let more = "# by hand\npartitions = 3\nhostname = \"n\"\ndisk = \"S1\"\nwipe = true\nagain = true\n\
                     finish = \"reboot\"\n";
         assert_eq!(one, id(more));

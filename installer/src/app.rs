@@ -8,12 +8,20 @@ use std::os::fd::AsFd as _;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use crate::flow::{Effect, Event, Failure, Origin, Session, State, step};
+use crate::flow::{Effect, Event, Session, State, step};
 use crate::log::Ring;
-use crate::platform::{power, sticks};
+use crate::platform::{System, power, sticks};
 use crate::ui::pages;
 use crate::ui::views::{Screens, Views};
 use crate::work::{self, Places};
+
+/// A note that outlives this program, and no start of the machine: a person has taken over, or a plan was
+/// begun. Init starts a program again that has crashed; it must not begin anything by itself then.
+const NOTE: &str = "run/truthdb-installer-note";
+/// What is in it when a plan was begun.
+const NOTE_OF_PLAN: &str = "a plan was begun\n";
+/// What is in it otherwise.
+const NOTE_OF_PERSON: &str = "a person has taken over\n";
 
 /// How long the loop waits when nothing happens, in milliseconds.
 const WAIT_MS: u64 = 60_000;
@@ -52,21 +60,7 @@ struct App {
 ///
 /// When not even a pipe can be made.
 pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
-    let (events, inbox) = channel();
-    let (woken, wake) = io::pipe()?;
-    let mut app = App {
-        session: Session::new(&places.version()),
-        places,
-        messages,
-        outbox: Outbox {
-            events,
-            wake: std::sync::Arc::new(wake),
-        },
-        inbox,
-        woken,
-        devices: Vec::new(),
-        devices_are_new: false,
-    };
+    let mut app = App::new(places, messages)?;
     app.devices = app.block_devices();
     let screens = Screens::of_command_line(&app.places.system.text("proc/cmdline"));
     let mut views = Views::open(screens, true);
@@ -96,7 +90,49 @@ pub fn run(places: Places, messages: Ring) -> io::Result<u8> {
     }
 }
 
+/// The beginning, which knows what came before it since the machine was started.
+fn first_session(places: &Places) -> Session {
+    let mut session = Session::new(&places.version());
+    let note = places.system.path(NOTE);
+    if let Ok(text) = std::fs::read_to_string(note) {
+        tracing::warn!("this program was started again");
+        session.attended = true;
+        session.executed = text == NOTE_OF_PLAN;
+    }
+    session
+}
+
+/// Keeps the note, if there is something to be noted.
+fn keep_note(system: &System, session: &Session) {
+    let text = match (session.executed, session.attended) {
+        (true, _) => NOTE_OF_PLAN,
+        (false, true) => NOTE_OF_PERSON,
+        (false, false) => return,
+    };
+    if let Err(error) = std::fs::write(system.path(NOTE), text) {
+        tracing::warn!("no note is kept: {error}");
+    }
+}
+
 impl App {
+    fn new(places: Places, messages: Ring) -> io::Result<App> {
+        let (events, inbox) = channel();
+        let (woken, wake) = io::pipe()?;
+        Ok(App {
+            session: first_session(&places),
+            places,
+            messages,
+            outbox: Outbox {
+                events,
+                wake: std::sync::Arc::new(wake),
+            },
+            inbox,
+            woken,
+            devices: Vec::new(),
+            devices_are_new: false,
+        })
+    }
+
     /// With their sizes: a slot of a card reader is there before its card.
     fn block_devices(&self) -> Vec<(String, Option<u64>)> {
         let system = &self.places.system;
@@ -127,11 +163,15 @@ impl App {
     /// Takes an event; gives the exit code when it was the last.
     fn take(&mut self, event: Event, views: &mut Views) -> Option<u8> {
         let before = self.session.state.name();
+        let noted = (self.session.attended, self.session.executed);
         let (session, effects) = step(self.session.clone(), event);
         self.session = session;
         let after = self.session.state.name();
         if before != after {
             tracing::info!("{before} -> {after}");
+        }
+        if noted != (self.session.attended, self.session.executed) {
+            keep_note(&self.places.system, &self.session);
         }
         let goes_down = |effect: &Effect| matches!(effect, Effect::Reboot | Effect::PowerOff);
         if effects.iter().any(goes_down) {
@@ -161,17 +201,19 @@ impl App {
                     }
                 });
             }
-            Effect::ProbeDisks => {
-                thread::spawn(move || outbox.send(work::probe_disks(&places)));
+            Effect::ProbeDisks { order } => {
+                thread::spawn(move || outbox.send(of(order, work::probe_disks(&places))));
             }
             Effect::MakePlan {
+                order,
                 disk,
                 mode,
                 settings,
                 answers,
             } => {
                 thread::spawn(move || {
-                    outbox.send(work::make_plan(&places, &disk, mode, &settings, answers));
+                    let made = work::make_plan(&places, &disk, mode, &settings, answers);
+                    outbox.send(of(order, made));
                 });
             }
             Effect::StartDiskNext { disk } => {
@@ -197,27 +239,70 @@ impl App {
             }
             Effect::Reboot => return self.leave(power::reboot(&places.system)),
             Effect::PowerOff => return self.leave(power::power_off(&places.system)),
-            Effect::Exit { code } => return Some(code),
         }
         None
     }
 
-    /// The machine is about to stop. If it refuses, that is said, and the flow goes on.
+    /// The machine is about to stop. If it refuses, the flow says so, and goes on.
     fn leave(&mut self, asked: io::Result<()>) -> Option<u8> {
         let Err(error) = asked else {
             return Some(0);
         };
-        self.session.state = State::Error {
-            failure: Failure {
-                doing: "Leaving the installer".into(),
-                cause: format!(
-                    "The machine cannot be restarted from here ({error}). Turn it off and on."
-                ),
-                consequence: "What was installed is complete.".into(),
-            },
-            origin: Origin::Hardware,
-            notice: None,
-        };
+        self.outbox.send(Event::NotLeft(error.to_string()));
         None
+    }
+}
+
+fn of(order: u64, outcome: Event) -> Event {
+    Event::Of {
+        order,
+        outcome: Box::new(outcome),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::Key;
+    use crate::ui::views::Screens;
+
+    /// On a machine of files, which has no init to be asked for anything.
+    fn app_at(root: &std::path::Path) -> (App, Views) {
+        std::fs::create_dir_all(root.join("run")).unwrap();
+        let mut places = Places::of_medium();
+        places.system = System::at(root);
+        let app = App::new(places, Ring::new(false)).unwrap();
+        (app, Views::open(Screens::None, false))
+    }
+
+    #[test]
+    fn an_installer_that_is_started_again_by_init_is_attended_if_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut app, mut views) = app_at(folder.path());
+        assert!(!app.session.attended);
+        app.take(Event::Key(Key::Layout), &mut views);
+        assert!(!app_at(folder.path()).0.session.attended);
+        app.take(Event::Key(Key::Tab), &mut views);
+        let again = app_at(folder.path()).0.session;
+        assert_eq!((again.attended, again.executed), (true, false));
+        app.session.executed = true;
+        keep_note(&app.places.system, &app.session);
+        let again = app_at(folder.path()).0.session;
+        assert_eq!((again.attended, again.executed), (true, true));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_go_down_is_told_to_the_flow() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut app, mut views) = app_at(folder.path());
+        app.session.state = State::ConfirmExit {
+            back: Box::new(State::Welcome),
+        };
+        assert_eq!(app.take(Event::Key(Key::Enter), &mut views), None);
+        assert_eq!(app.session.state, State::Exit);
+        let event = app.inbox.try_recv().unwrap();
+        assert!(matches!(event, Event::NotLeft(_)), "{event:?}");
+        assert_eq!(app.take(event, &mut views), None);
+        assert_eq!(app.session.state.name(), "Error");
     }
 }

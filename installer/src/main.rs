@@ -1,7 +1,7 @@
 //! `truthdb-installer`: the program that BusyBox init starts on the installation medium.
 //!
-//! Exit code 0: the machine was asked to start again or to turn off. 2: a person left. 1: it could not
-//! run at all, with one line on standard error that says why.
+//! Exit code 0: the machine was asked to start again or to turn off. 1: it could not run at all, with one
+//! line on standard error that says why.
 
 use std::io::Write as _;
 use std::process::ExitCode;

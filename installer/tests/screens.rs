@@ -7,9 +7,9 @@ mod sample;
 
 use std::fmt::Write as _;
 
-use sample::{at_confirm, at_disks, failure, hardware, keys, outcome, settings, walk};
+use sample::{at_confirm, at_disks, failure, hardware, keys, outcome, prepared, settings, walk};
 use truthdb_installer::executor::{Progress, Step};
-use truthdb_installer::flow::{Event, SecureBoot, Session, State};
+use truthdb_installer::flow::{BootEntry, Event, Outcome, SecureBoot, Session, State};
 use truthdb_installer::input::Key;
 use truthdb_installer::plan::{Mode, Sha256};
 use truthdb_installer::ui::draw::Renderer;
@@ -95,7 +95,7 @@ fn screens() -> Vec<(&'static str, Page)> {
         back: Box::new(State::Welcome),
     };
     let of = |name, session: &Session| (name, pages::of(session));
-    vec![
+    let mut all = vec![
         of("splash", &Session::new("0.1.0")),
         of("welcome", &welcome),
         of("welcome-bad", &doubtful),
@@ -113,6 +113,95 @@ fn screens() -> Vec<(&'static str, Page)> {
         of("already", &already),
         of("error", &error),
         of("leave", &leave),
+    ];
+    all.extend(endings());
+    all.extend(rare_ones());
+    all
+}
+
+/// The words are typed, and the plan is carried out.
+fn carried_out(session: Session, outcome: Outcome) -> Session {
+    let words = match &session.state {
+        State::Confirm { words, .. } => words.clone().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let end = [Event::Key(Key::Enter), Event::Executed(Ok(outcome))];
+    walk(session, keys(&words).into_iter().chain(end)).0
+}
+
+/// Last pages.
+fn endings() -> Vec<(&'static str, Page)> {
+    let mut fallback = outcome();
+    fallback.boot_entry = BootEntry::FallbackOnly(
+        "the firmware refuses a new order of boot entries: no space left on device".into(),
+    );
+    let mut alone = at_confirm(1, Mode::Install);
+    alone.disks.truncate(2);
+    let fallback = carried_out(alone.clone(), fallback);
+    let enter = Event::Key(Key::Enter);
+    let asked = walk(carried_out(alone, outcome()), [enter]).0;
+    let beside = carried_out(at_confirm(1, Mode::Install), outcome());
+    let kept = carried_out(at_confirm(2, Mode::ReinstallKeepData), outcome());
+    let repaired = carried_out(at_confirm(2, Mode::RepairBoot), outcome());
+    let of = |name, session: &Session| (name, pages::of(session));
+    vec![
+        of("finished-fallback", &fallback),
+        of("finished-asked", &asked),
+        of("finished-beside-another", &beside),
+        of("finished-keep", &kept),
+        of("finished-repair", &repaired),
+    ]
+}
+
+/// Pages of machines that are not the usual ones.
+fn rare_ones() -> Vec<(&'static str, Page)> {
+    let mut nameless = at_disks();
+    nameless.disks[0].identity.serial = String::new();
+    nameless.state = State::Planning {
+        disk: 0,
+        mode: Mode::Install,
+    };
+    let plan = prepared(&nameless.disks[0], Mode::Install);
+    let erase = walk(nameless, [Event::Planned(Ok(plan))]).0;
+    let repair = at_confirm(2, Mode::RepairBoot);
+    let mut older = at_confirm(2, Mode::ReinstallKeepData);
+    older.disks[2].truthdb.as_mut().unwrap().version = Ok("0.2.0".into());
+    let mut many = at_disks();
+    many.disks = (0..24).map(sample::disk).collect();
+    many.state = State::DiskSelect {
+        selected: Some(13),
+        notice: None,
+    };
+    let waiting = [
+        Event::Started,
+        Event::Answers(Ok(sample::answers(&|answers| answers.disk = "ZX81".into()))),
+        Event::Hardware(Ok((hardware(), settings()))),
+        Event::Disks(Ok(sample::disks())),
+    ];
+    let waiting = walk(Session::new("0.1.0"), waiting).0;
+    let mut worst = hardware();
+    worst.memory_bytes = 512 << 20;
+    (worst.efi, worst.efi_variables) = (false, false);
+    worst.network.clear();
+    worst.clock_s = 0;
+    let worst = [Event::Started, Event::Hardware(Ok((worst, settings())))];
+    let worst = walk(Session::new("0.1.0"), worst).0;
+    let searching = walk(at_disks(), [Event::Key(Key::Rescan)]).0;
+    let said = Event::Exported(Err("there is no stick with a FAT file system".into()));
+    let searching = walk(searching, [said]).0;
+    let mut left = worst.clone();
+    left.executed = true;
+    let left = walk(left, [Event::Key(Key::Escape)]).0;
+    let of = |name, session: &Session| (name, pages::of(session));
+    vec![
+        of("confirm-erase", &erase),
+        of("confirm-repair", &repair),
+        of("confirm-older", &older),
+        of("disks-many", &many),
+        of("disks-waiting", &waiting),
+        of("welcome-worst", &worst),
+        of("searching", &searching),
+        of("leave-begun", &left),
     ]
 }
 
@@ -133,6 +222,12 @@ fn screens_as_text() {
     let mut all = String::new();
     for (name, page) in screens() {
         writeln!(all, "##### {name}").unwrap();
+        // One more would push the first line out of a terminal of 24.
+        assert!(
+            text::lines(&page).len() <= 24,
+            "{name}: {:#?}",
+            text::lines(&page)
+        );
         for line in text::lines(&page) {
             assert!(line.chars().count() <= 110, "{name}: {line}");
             writeln!(all, "{}", line.trim_end()).unwrap();

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use crate::plan::{DISK_BYTES_MIN, OldPartition, Sha256, TargetIdentity};
+use crate::plan::{DATA_LABEL, DISK_BYTES_MIN, OldPartition, Sha256, TargetIdentity};
 
 /// Least memory of a machine that TruthDB is installed on, in bytes. Firmware keeps some of a GiB.
 pub const MEMORY_BYTES_MIN: u64 = 900 << 20;
@@ -81,6 +81,8 @@ pub struct Check {
 
 /// A machine that is back on the medium this soon, in seconds, does not start its disk.
 const BACK_SOON_S: u64 = 15 * 60;
+/// What a device says that has no hardware address.
+const NO_MAC: &str = "00:00:00:00:00:00";
 /// The first second of 2025: a clock before it was never set.
 const CLOCK_PLAUSIBLE_S: u64 = 1_735_689_600;
 
@@ -160,6 +162,13 @@ impl Hardware {
             .is_some_and(|since_s| since_s < BACK_SOON_S)
     }
 
+    /// Whether the machine tells nothing that is its own, so that a name cannot follow from it.
+    #[must_use]
+    pub fn is_nameless(&self) -> bool {
+        let tells = |device: &NetworkDevice| !matches!(&device.mac[..], "" | NO_MAC);
+        self.uuid.is_none() && !self.network.iter().any(tells)
+    }
+
     /// Whether nothing stands against an installation.
     #[must_use]
     pub fn is_sufficient(&self) -> bool {
@@ -205,6 +214,16 @@ impl FoundSystem {
         self.has_primary_table && self.is_complete && self.answers == Some(answers)
     }
 
+    /// Whether a version is lower than the one on the disk, as far as both have numbers.
+    #[must_use]
+    pub fn is_newer_than(&self, version: &str) -> bool {
+        let found = self.version.as_ref().ok();
+        let found = found.and_then(|found| version_numbers(found));
+        found
+            .zip(version_numbers(version))
+            .is_some_and(|(found, given)| found > given)
+    }
+
     /// What it is called.
     #[must_use]
     pub fn title(&self) -> String {
@@ -214,6 +233,15 @@ impl FoundSystem {
             Err(_) => "TruthDB, whose system is damaged".to_owned(),
         }
     }
+}
+
+/// The three numbers of a version such as `1.20.3-rc1`.
+fn version_numbers(version: &str) -> Option<[u64; 3]> {
+    let end = version.find(['-', '+', '_']).unwrap_or(version.len());
+    let mut parts = version[..end].split('.').map(str::parse::<u64>);
+    let mut next = || parts.next()?.ok();
+    let numbers = [next()?, next()?, next()?];
+    parts.next().is_none().then_some(numbers)
 }
 
 /// A disk, with what it holds.
@@ -240,6 +268,22 @@ impl Disk {
     #[must_use]
     pub fn is_large_enough(&self) -> bool {
         self.identity.size_bytes >= DISK_BYTES_MIN
+    }
+
+    /// Whether it has a data partition that a node would take for its own.
+    #[must_use]
+    pub fn holds_data(&self) -> bool {
+        self.partitions.iter().any(|old| old.name == DATA_LABEL)
+    }
+
+    /// Whether it is this disk, by whatever path.
+    #[must_use]
+    pub fn is(&self, target: &TargetIdentity) -> bool {
+        let same = |one: &str, other: &str| !one.is_empty() && one == other;
+        let one = &self.identity;
+        let has_same_name = same(&one.serial, &target.serial)
+            && (&one.model, one.size_bytes) == (&target.model, target.size_bytes);
+        one.path == target.path || same(&one.wwn, &target.wwn) || has_same_name
     }
 
     /// What a person types to have it erased: the last characters of its serial number, or a word.

@@ -8,11 +8,16 @@
 //! data appears only at [`State::Confirm`], after the words of that very plan were typed, or were
 //! given by an answer file that names the disk and says `wipe = true`. A TruthDB is erased by answers
 //! only if they say `again = true` too, and answers that were carried out on a disk are not carried
-//! out once more. Every error has a way on. An event that does not belong to a state changes nothing.
+//! out once more. A person who presses a key has taken over: nothing begins by itself from then on. Every
+//! state but those that write has a way on. An event that does not belong to a state changes nothing, and
+//! neither does what comes of an order that was given up.
 
 mod facts;
+mod keys;
+mod reading;
 mod settings;
 mod transitions;
+mod unattended;
 
 use std::sync::Arc;
 
@@ -23,8 +28,9 @@ use crate::plan::{Mode, Plan, Sha256, TargetIdentity};
 pub use facts::{
     Check, Disk, FoundSystem, Hardware, MEMORY_BYTES_MIN, NetworkDevice, SecureBoot, Verdict,
 };
+pub(crate) use keys::MODES;
+pub use reading::plan_lines;
 pub use settings::{Field, Form, Network, PARTITIONS_MAX, Settings};
-pub(crate) use transitions::MODES;
 pub use transitions::step;
 
 /// What happens after an unattended installation.
@@ -233,6 +239,9 @@ pub enum State {
         prepared: Prepared,
         /// How it went.
         outcome: Outcome,
+        /// The question whether the token was written down, if it is asked: `true` when the machine would
+        /// be turned off after it.
+        asked: Option<bool>,
         /// What came of the last request.
         notice: Option<String>,
     },
@@ -247,6 +256,8 @@ pub enum State {
     Reboot {
         /// Turned off instead.
         power_off: bool,
+        /// What was shown before, in case that the machine refuses.
+        back: Box<State>,
     },
     /// Something failed.
     Error {
@@ -257,16 +268,13 @@ pub enum State {
         /// What came of the last request.
         notice: Option<String>,
     },
-    /// Leave without having changed anything?
+    /// Leave, which turns the machine off?
     ConfirmExit {
         /// Where to go back to.
         back: Box<State>,
     },
-    /// The program ends.
-    Exit {
-        /// Its exit code.
-        code: u8,
-    },
+    /// A person has left: the machine is about to be turned off, and the program ends.
+    Exit,
 }
 
 impl State {
@@ -289,7 +297,7 @@ impl State {
             State::Reboot { .. } => "Reboot",
             State::Error { .. } => "Error",
             State::ConfirmExit { .. } => "ConfirmExit",
-            State::Exit { .. } => "Exit",
+            State::Exit => "Exit",
         }
     }
 }
@@ -307,6 +315,8 @@ pub struct Session {
     pub disks: Vec<Disk>,
     /// What is set, once the machine is known.
     pub settings: Option<Settings>,
+    /// What would be set if nobody had changed anything.
+    pub defaults: Option<Settings>,
     /// The keyboard's layout.
     pub layout: Layout,
     /// What an answer file said. Used up at the first error, so that a person takes over.
@@ -315,6 +325,12 @@ pub struct Session {
     pub attended: bool,
     /// Why an answer file was not taken, to be shown.
     pub answers_refused: Option<String>,
+    /// What came of the last request, where the state has no place for it.
+    pub notice: Option<String>,
+    /// Whether a plan was begun since the machine was started.
+    pub executed: bool,
+    /// The number of the last order: what comes of an earlier one is not wanted any more.
+    pub order: u64,
 }
 
 impl Session {
@@ -327,11 +343,21 @@ impl Session {
             hardware: None,
             disks: Vec::new(),
             settings: None,
+            defaults: None,
             layout: Layout::Us,
             answers: None,
             attended: false,
             answers_refused: None,
+            notice: None,
+            executed: false,
+            order: 0,
         }
+    }
+
+    /// The other disks with a data partition of a TruthDB: a node that finds two does not start.
+    pub fn other_nodes<'a>(&'a self, target: &'a TargetIdentity) -> impl Iterator<Item = &'a Disk> {
+        let others = self.disks.iter();
+        others.filter(move |disk| disk.holds_data() && !disk.is(target))
     }
 }
 
@@ -348,6 +374,13 @@ pub enum Event {
     Answers(Result<Answers, String>),
     /// A disk or a stick has come or gone.
     DevicesChanged,
+    /// What came of an order: [`Event::Disks`] or [`Event::Planned`]. Only of the last one it is wanted.
+    Of {
+        /// The number of the order.
+        order: u64,
+        /// What came of it.
+        outcome: Box<Event>,
+    },
     /// The disks are known, or cannot be.
     Disks(Result<Vec<Disk>, Failure>),
     /// The plan was made, or cannot be.
@@ -360,6 +393,8 @@ pub enum Event {
     DiskNext(Result<(), String>),
     /// The logs were written to a stick, or could not be. The text is for people.
     Exported(Result<String, String>),
+    /// The machine refuses to start again or to be turned off. Why.
+    NotLeft(String),
 }
 
 /// What the flow wants done. The outcome comes back as an event.
@@ -369,10 +404,15 @@ pub enum Effect {
     ProbeHardware,
     /// Look for an answer file once more.
     ProbeAnswers,
-    /// Look at the disks.
-    ProbeDisks,
-    /// Make a plan.
+    /// Look at the disks. The outcome comes as [`Event::Of`].
+    ProbeDisks {
+        /// The number of this order.
+        order: u64,
+    },
+    /// Make a plan. The outcome comes as [`Event::Of`].
     MakePlan {
+        /// The number of this order.
+        order: u64,
         /// The disk.
         disk: Box<Disk>,
         /// What to do.
@@ -398,9 +438,4 @@ pub enum Effect {
     Reboot,
     /// Turn the machine off.
     PowerOff,
-    /// End the program.
-    Exit {
-        /// With this code.
-        code: u8,
-    },
 }

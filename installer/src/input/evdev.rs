@@ -13,6 +13,28 @@ use super::{Key, KeyPress, Layout};
 /// Where event devices are.
 const DEVICES: &str = "/dev/input";
 
+/// What the kernel says of a key that is held.
+const REPEATED: i32 = 2;
+
+/// Whether a key that is held is one that is pressed again and again. A decision is made once: what is on
+/// the page behind it is not decided by the same press.
+fn repeats(key: Key) -> bool {
+    match key {
+        Key::Enter | Key::Escape | Key::Advanced | Key::Rescan | Key::Export | Key::Layout => false,
+        Key::Up
+        | Key::Down
+        | Key::Left
+        | Key::Right
+        | Key::Tab
+        | Key::BackTab
+        | Key::PageUp
+        | Key::PageDown
+        | Key::Backspace
+        | Key::Delete
+        | Key::Char(_) => true,
+    }
+}
+
 /// The keys that are held, and what lock keys say: what a character depends on.
 #[derive(Debug, Default)]
 pub struct Held {
@@ -35,12 +57,13 @@ impl Held {
             RIGHT_ALT => self.alt_gr = down,
             CAPS_LOCK => self.caps ^= value == 1,
             code if down => {
-                return layout.key(KeyPress {
+                let key = layout.key(KeyPress {
                     code,
                     shift: self.shift[0] || self.shift[1],
                     alt_gr: self.alt_gr,
                     caps: self.caps,
                 });
+                return key.filter(|key| value != REPEATED || repeats(*key));
             }
             _ => {}
         }
@@ -171,6 +194,12 @@ mod tests {
             type_all(&[(58, 1), (58, 0), (30, 1), (30, 2), (30, 0)]),
             [a('a'), a('a')].concat()
         );
-        assert_eq!(type_all(&[(28, 1), (28, 0)]), [Key::Enter]);
+        // A key that decides something is taken once, however long it is held.
+        for (code, key) in [(28, Key::Enter), (96, Key::Enter), (1, Key::Escape)] {
+            let held = [(code, 1), (code, 2), (code, 2), (code, 0)];
+            assert_eq!(type_all(&held), [key]);
+        }
+        let twice = [(28, 1), (28, 0), (28, 1), (28, 0)];
+        assert_eq!(type_all(&twice), [Key::Enter; 2]);
     }
 }

@@ -110,6 +110,11 @@ impl Plan {
         }
         if let Some(entry) = &self.boot_entry {
             writeln!(out, "boot entry: {:?} starts {}", entry.name, entry.path)?;
+            writeln!(
+                out,
+                "  BootOrder: it comes first, the others stay behind it"
+            )?;
+            writeln!(out, "  BootNext: it is started next")?;
         }
         writeln!(out, "stamped: {} s after 1970", self.created_s)
     }

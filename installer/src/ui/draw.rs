@@ -5,20 +5,26 @@
 
 use tiny_skia::Pixmap;
 
+use super::fields::{form, input};
 use super::font::{Face, Fonts};
+use super::lists::{choices, draw_lines};
 use super::painter::{Area, Color, Painter, palette};
-use super::{Block, Choice, FormField, KeyHint, Page, StepState, Tone};
+use super::{Block, KeyHint, Page, StepState, Tone};
 
 /// Space left and right of everything.
 const MARGIN: f32 = 44.0;
 /// Text of this width is read without losing the line.
 const COLUMN_MAX: f32 = 980.0;
-/// Space between blocks.
-const GAP: f32 = 16.0;
 const HEAD_HEIGHT: f32 = 64.0;
 const FOOT_HEIGHT: f32 = 58.0;
-const BODY: f32 = 17.0;
-const SMALL: f32 = 14.5;
+/// How much the foot grows by another row of keys.
+const FOOT_ROW: f32 = 33.0;
+/// Space right of a key's action.
+const HINT_GAP: f32 = 20.0;
+/// Screens lower than this have no room to spare.
+pub(super) const LOW: f32 = 640.0;
+pub(super) const BODY: f32 = 17.0;
+pub(super) const SMALL: f32 = 14.5;
 const LINE_HEIGHT: f32 = 1.42;
 
 /// Screens larger than this, in pixels of a side, are refused.
@@ -63,7 +69,7 @@ impl Renderer {
     }
 }
 
-fn tone_color(tone: Tone) -> Color {
+pub(super) fn tone_color(tone: Tone) -> Color {
     match tone {
         Tone::Plain | Tone::Good => palette::ACCENT,
         Tone::Careful => palette::CAREFUL,
@@ -110,6 +116,21 @@ fn splash(painter: &mut Painter<'_>, page: &Page) {
         top + size + 100.0,
         &page.title,
     );
+    if !page.intro.is_empty() {
+        centred(
+            (Face::Regular, BODY, palette::TEXT),
+            top + size + 132.0,
+            &page.intro,
+        );
+    }
+    if !page.keys.is_empty() {
+        foot(painter, &page.keys);
+    }
+}
+
+/// Space between blocks.
+fn gap(painter: &Painter<'_>) -> f32 {
+    if painter.height < LOW { 8.0 } else { 16.0 }
 }
 
 fn draw(painter: &mut Painter<'_>, page: &Page) {
@@ -135,19 +156,27 @@ fn draw(painter: &mut Painter<'_>, page: &Page) {
         );
     }
     y += if page.intro.is_empty() { 2.0 } else { 14.0 };
-    let bottom = painter.height - FOOT_HEIGHT - 10.0;
-    // Blocks of a fixed height first, to know what is left for the one that takes the rest.
-    let fixed: f32 = page
+    let bottom = painter.height - foot_height(painter, &page.keys) - 10.0;
+    let gap = gap(painter);
+    // Blocks of a fixed height first, to know what is left for the one that takes the rest. What the
+    // machine is gives way to what speaks against it.
+    let needed = |one: &Block| match one {
+        Block::Choices { .. } | Block::Lines { .. } => 0.0,
+        other => block(&mut painter.dry(), other, (x, 0.0), width, f32::INFINITY),
+    };
+    let fixed: f32 = page.blocks.iter().map(|one| needed(one) + gap).sum();
+    let left = bottom - y - fixed;
+    let rooms: Vec<f32> = page
         .blocks
         .iter()
         .map(|one| match one {
-            Block::Choices { .. } | Block::Lines { .. } => GAP,
-            other => block(&mut painter.dry(), other, (x, 0.0), width, 0.0) + GAP,
+            Block::Facts(_) => needed(one) + left.min(0.0),
+            _ => left,
         })
-        .sum();
-    let left = (bottom - y - fixed).max(0.0);
-    for one in &page.blocks {
-        y += block(painter, one, (x, y), width, left) + GAP;
+        .map(|room| room.max(0.0))
+        .collect();
+    for (one, room) in page.blocks.iter().zip(rooms) {
+        y += block(painter, one, (x, y), width, room) + gap;
     }
     // Last: the keys stay visible whatever a small screen has no room for.
     foot(painter, &page.keys);
@@ -200,52 +229,97 @@ fn head(painter: &mut Painter<'_>, page: &Page) {
     painter.fill(line, 0.0, palette::LINE);
 }
 
+/// Size of the letters in the foot.
+fn foot_size(painter: &Painter<'_>) -> f32 {
+    if painter.width < 900.0 { 13.0 } else { SMALL }
+}
+
+/// The widths of a key and of what it does.
+fn hint_widths(painter: &Painter<'_>, hint: &KeyHint) -> (f32, f32) {
+    let size = foot_size(painter);
+    (
+        painter.text_width(Face::SemiBold, size, hint.key) + 16.0,
+        painter.text_width(Face::Regular, size, &hint.action),
+    )
+}
+
+/// The keys in as many rows as they need.
+fn foot_rows<'k>(painter: &Painter<'_>, keys: &'k [KeyHint]) -> Vec<Vec<&'k KeyHint>> {
+    let room = painter.width - 2.0 * margin(painter);
+    let mut rows: Vec<Vec<&KeyHint>> = vec![Vec::new()];
+    let mut x = 0.0;
+    for hint in keys {
+        let (key, action) = hint_widths(painter, hint);
+        let width = key + 8.0 + action;
+        if x > 0.0 && x + width > room {
+            rows.push(Vec::new());
+            x = 0.0;
+        }
+        if let Some(row) = rows.last_mut() {
+            row.push(hint);
+        }
+        x += width + HINT_GAP;
+    }
+    rows
+}
+
+fn foot_height(painter: &Painter<'_>, keys: &[KeyHint]) -> f32 {
+    FOOT_HEIGHT + FOOT_ROW * line_total(foot_rows(painter, keys).len().saturating_sub(1))
+}
+
 fn foot(painter: &mut Painter<'_>, keys: &[KeyHint]) {
-    let top = painter.height - FOOT_HEIGHT;
+    let height = foot_height(painter, keys);
+    let top = painter.height - height;
     let area = Area {
         x: 0.0,
         y: top,
         width: painter.width,
-        height: FOOT_HEIGHT,
+        height,
     };
     painter.fill(area, 0.0, palette::BACKGROUND);
     let line = Area {
-        x: 0.0,
-        y: top,
-        width: painter.width,
         height: 1.0,
+        ..area
     };
     painter.fill(line, 0.0, palette::LINE);
-    let mut x = margin(painter);
-    let size = if painter.width < 900.0 { 13.0 } else { SMALL };
-    for hint in keys {
-        let key_width = painter.text_width(Face::SemiBold, size, hint.key) + 16.0;
-        let action_width = painter.text_width(Face::Regular, size, &hint.action);
-        let cap = Area {
-            x,
-            y: top + 16.0,
-            width: key_width,
-            height: 27.0,
-        };
-        painter.fill(cap, 6.0, palette::RAISED);
-        painter.outline(cap, 6.0, palette::LINE, 1.0);
-        painter.text(
-            (Face::SemiBold, size, palette::TEXT),
-            (x + 8.0, top + 34.5),
-            hint.key,
-        );
-        x += key_width + 8.0;
-        painter.text(
-            (Face::Regular, size, palette::QUIET),
-            (x, top + 34.5),
-            &hint.action,
-        );
-        x += action_width + 20.0;
+    let mut y = top + 16.0;
+    for row in foot_rows(painter, keys) {
+        let mut x = margin(painter);
+        for hint in row {
+            x = draw_hint(painter, hint, (x, y));
+        }
+        y += FOOT_ROW;
     }
 }
 
+/// Draws a key and what it does; the answer is where the next one begins.
+fn draw_hint(painter: &mut Painter<'_>, hint: &KeyHint, (x, y): (f32, f32)) -> f32 {
+    let size = foot_size(painter);
+    let (key_width, action_width) = hint_widths(painter, hint);
+    let cap = Area {
+        x,
+        y,
+        width: key_width,
+        height: 27.0,
+    };
+    painter.fill(cap, 6.0, palette::RAISED);
+    painter.outline(cap, 6.0, palette::LINE, 1.0);
+    let baseline = y + 18.5;
+    painter.text(
+        (Face::SemiBold, size, palette::TEXT),
+        (x + 8.0, baseline),
+        hint.key,
+    );
+    painter.text(
+        (Face::Regular, size, palette::QUIET),
+        (x + key_width + 8.0, baseline),
+        &hint.action,
+    );
+    x + key_width + 8.0 + action_width + HINT_GAP
+}
+
 /// Draws a paragraph from this line on; the answer is the first line behind it.
-fn paragraph(
+pub(super) fn paragraph(
     painter: &mut Painter<'_>,
     (x, y): (f32, f32),
     width: f32,
@@ -278,7 +352,7 @@ fn block(
                 text,
             ) - y
         }
-        Block::Facts(facts) => draw_facts(painter, facts, (x, y), width),
+        Block::Facts(facts) => draw_facts(painter, facts, (x, y), width, left),
         Block::Callout { tone, text } => callout(painter, *tone, text, (x, y), width),
         Block::Choices { items, selected } => {
             choices(painter, items, *selected, (x, y), width, left);
@@ -304,17 +378,26 @@ fn draw_facts(
     facts: &[(String, String)],
     (x, y): (f32, f32),
     width: f32,
+    room: f32,
 ) -> f32 {
+    let between = if painter.height < LOW { 0.0 } else { 4.0 };
     let names = facts
         .iter()
         .map(|(name, _)| painter.text_width(Face::Regular, BODY, name))
         .fold(0.0, f32::max);
     let indent = (names + 28.0).min(width * 0.4);
     let mut at = y;
+    let style = (Face::Regular, BODY, palette::TEXT);
     for (name, value) in facts {
+        let place = (x + indent, at);
+        let end = paragraph(&mut painter.dry(), place, width - indent, style, value);
+        // Half a pixel is no room, and what was measured fits.
+        if end - y > room + 0.5 {
+            break;
+        }
         painter.text((Face::Regular, BODY, palette::FAINT), (x, at + BODY), name);
-        let style = (Face::Regular, BODY, palette::TEXT);
-        at = paragraph(painter, (x + indent, at), width - indent, style, value) + 4.0;
+        paragraph(painter, place, width - indent, style, value);
+        at = end + between;
     }
     at - y
 }
@@ -327,8 +410,13 @@ fn callout(
     width: f32,
 ) -> f32 {
     let inner = width - 40.0;
-    let lines = painter.wrap(Face::Regular, 16.0, text, inner);
-    let height = line_count(&lines) * 16.0 * LINE_HEIGHT + 22.0;
+    let (size, above) = if painter.height < LOW {
+        (15.0, 7.0)
+    } else {
+        (16.0, 11.0)
+    };
+    let lines = painter.wrap(Face::Regular, size, text, inner);
+    let height = line_count(&lines) * size * LINE_HEIGHT + 2.0 * above;
     painter.fill(
         Area {
             x,
@@ -351,9 +439,9 @@ fn callout(
     );
     paragraph(
         painter,
-        (x + 22.0, y + 11.0),
+        (x + 22.0, y + above),
         inner,
-        (Face::Regular, 16.0, palette::TEXT),
+        (Face::Regular, size, palette::TEXT),
         text,
     );
     height
@@ -364,227 +452,8 @@ fn line_count(lines: &[String]) -> f32 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a page has some dozen lines")]
-fn line_total(count: usize) -> f32 {
+pub(super) fn line_total(count: usize) -> f32 {
     count as f32
-}
-
-/// How many of `count` things of this height fit, at least one.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the quotient is small and not negative"
-)]
-fn fitting(room: f32, height: f32, count: usize) -> usize {
-    ((room / height).max(1.0) as usize).min(count)
-}
-
-/// The first of those shown, so that the one with the mark is among them.
-fn first_shown(selected: usize, shown: usize, count: usize) -> usize {
-    selected
-        .saturating_sub(shown / 2)
-        .min(count.saturating_sub(shown))
-}
-
-fn choices(
-    painter: &mut Painter<'_>,
-    items: &[Choice],
-    selected: Option<usize>,
-    (x, y): (f32, f32),
-    width: f32,
-    room: f32,
-) {
-    let height = |item: &Choice| if item.note.is_empty() { 66.0 } else { 90.0 };
-    let tallest = items.iter().map(height).fold(66.0, f32::max) + 10.0;
-    let shown = fitting(room, tallest, items.len());
-    let first = first_shown(selected.unwrap_or(0), shown, items.len());
-    let mut at = y;
-    for (number, item) in items.iter().enumerate().skip(first).take(shown) {
-        let area = Area {
-            x,
-            y: at,
-            width,
-            height: height(item),
-        };
-        choice(painter, item, selected == Some(number), area);
-        at += area.height + 10.0;
-    }
-    let hidden = items.len() - shown;
-    if hidden > 0 {
-        let text = format!("{hidden} more: ↑ ↓");
-        painter.text(
-            (Face::Regular, SMALL, palette::FAINT),
-            (x + 4.0, at + 10.0),
-            &text,
-        );
-    }
-}
-
-fn choice(painter: &mut Painter<'_>, item: &Choice, is_selected: bool, area: Area) {
-    let Area { x, y, width, .. } = area;
-    painter.fill(
-        area,
-        10.0,
-        if is_selected {
-            palette::ACCENT_DEEP
-        } else {
-            palette::RAISED
-        },
-    );
-    if is_selected {
-        painter.outline(area, 10.0, palette::ACCENT, 2.0);
-    }
-    let (ring, middle) = (9.0, (x + 28.0, y + 33.0));
-    painter.dot(
-        middle,
-        ring,
-        if is_selected {
-            palette::ACCENT
-        } else {
-            palette::LINE
-        },
-    );
-    painter.dot(
-        middle,
-        ring - 3.0,
-        if is_selected {
-            palette::ACCENT_DEEP
-        } else {
-            palette::RAISED
-        },
-    );
-    if is_selected {
-        painter.dot(middle, 4.0, palette::ACCENT);
-    }
-    let inner = width - 72.0;
-    let title_color = if item.enabled {
-        palette::TEXT
-    } else {
-        palette::FAINT
-    };
-    let title = painter.fit(Face::SemiBold, 18.0, &item.title, inner);
-    painter.text(
-        (Face::SemiBold, 18.0, title_color),
-        (x + 52.0, y + 28.0),
-        &title,
-    );
-    let detail = painter.fit(Face::Regular, 15.0, &item.detail, inner);
-    painter.text(
-        (Face::Regular, 15.0, palette::QUIET),
-        (x + 52.0, y + 51.0),
-        &detail,
-    );
-    let note = painter.fit(Face::Regular, 15.0, &item.note, inner);
-    painter.text(
-        (Face::Regular, 15.0, tone_color(item.tone)),
-        (x + 52.0, y + 75.0),
-        &note,
-    );
-}
-
-/// The hints of all fields stand beside them; on a narrow screen, that of the one with the focus stands below all.
-fn form(painter: &mut Painter<'_>, fields: &[FormField], (x, y): (f32, f32), width: f32) -> f32 {
-    const LABELS: f32 = 190.0;
-    const FIELD_MAX: f32 = 420.0;
-    const HINT_MIN: f32 = 120.0;
-    let is_wide = width - LABELS - FIELD_MAX - 16.0 > HINT_MIN;
-    let (row, height, field_max) = if is_wide {
-        (52.0, 36.0, FIELD_MAX)
-    } else {
-        (42.0, 34.0, f32::INFINITY)
-    };
-    let mut at = y;
-    for field in fields {
-        let color = if field.focused {
-            palette::TEXT
-        } else {
-            palette::QUIET
-        };
-        let baseline = at + height / 2.0 + 6.0;
-        painter.text((Face::Regular, BODY, color), (x, baseline), &field.label);
-        let area = Area {
-            x: x + LABELS,
-            y: at,
-            width: (width - LABELS).min(field_max),
-            height,
-        };
-        text_field(painter, area, &field.value, field.focused, field.wrong);
-        let hint_at = if is_wide {
-            Some((area.x + area.width + 16.0, baseline - 1.0))
-        } else {
-            let below = y + row * line_total(fields.len());
-            field.focused.then_some((area.x, below + 12.0))
-        };
-        if let Some((hint_x, hint_y)) = hint_at {
-            let hint_color = if field.wrong {
-                palette::BAD
-            } else {
-                palette::FAINT
-            };
-            let hint = painter.fit(Face::Regular, SMALL, &field.hint, x + width - hint_x);
-            painter.text((Face::Regular, SMALL, hint_color), (hint_x, hint_y), &hint);
-        }
-        at += row;
-    }
-    at - y + if is_wide { 0.0 } else { 20.0 }
-}
-
-fn text_field(painter: &mut Painter<'_>, area: Area, value: &str, focused: bool, wrong: bool) {
-    let border = match (wrong, focused) {
-        (true, _) => palette::BAD,
-        (false, true) => palette::ACCENT,
-        (false, false) => palette::LINE,
-    };
-    painter.fill(area, 6.0, palette::RAISED);
-    painter.outline(area, 6.0, border, if focused { 2.0 } else { 1.0 });
-    // The end of what is typed matters, so the beginning gives way.
-    let mut shown: Vec<char> = value.chars().collect();
-    let text = |shown: &[char]| shown.iter().collect::<String>();
-    while painter.text_width(Face::Mono, 16.0, &text(&shown)) > area.width - 28.0
-        && !shown.is_empty()
-    {
-        shown.remove(0);
-    }
-    let shown = text(&shown);
-    let baseline = area.y + area.height / 2.0 + 6.0;
-    painter.text(
-        (Face::Mono, 16.0, palette::TEXT),
-        (area.x + 12.0, baseline),
-        &shown,
-    );
-    if focused {
-        let width = painter.text_width(Face::Mono, 16.0, &shown);
-        let caret = Area {
-            x: area.x + 13.0 + width,
-            y: area.y + 8.0,
-            width: 2.0,
-            height: area.height - 16.0,
-        };
-        painter.fill(caret, 0.0, palette::ACCENT);
-    }
-}
-
-fn input(
-    painter: &mut Painter<'_>,
-    label: &str,
-    value: &str,
-    (x, y): (f32, f32),
-    width: f32,
-) -> f32 {
-    let at = paragraph(
-        painter,
-        (x, y),
-        width,
-        (Face::Regular, BODY, palette::TEXT),
-        label,
-    ) + 8.0;
-    let area = Area {
-        x,
-        y: at,
-        width: width.min(420.0),
-        height: 42.0,
-    };
-    text_field(painter, area, value, true, false);
-    at + area.height - y
 }
 
 #[expect(clippy::cast_precision_loss, reason = "thousandths are small")]
@@ -654,67 +523,6 @@ fn progress(
         (Face::Regular, SMALL, palette::QUIET),
         label,
     ) - y
-}
-
-fn draw_lines(
-    painter: &mut Painter<'_>,
-    lines: &[String],
-    scroll: usize,
-    (x, y): (f32, f32),
-    width: f32,
-    room: f32,
-) {
-    const SIZE: f32 = 13.0;
-    const HEIGHT: f32 = 19.0;
-    painter.fill(
-        Area {
-            x,
-            y,
-            width,
-            height: room,
-        },
-        8.0,
-        palette::RAISED,
-    );
-    let shown = fitting(room - 20.0, HEIGHT, lines.len());
-    let first = scroll.min(lines.len().saturating_sub(shown));
-    let mut at = y + 24.0;
-    for line in lines.iter().skip(first).take(shown) {
-        let color = if line.starts_with(' ') {
-            palette::QUIET
-        } else {
-            palette::TEXT
-        };
-        let line = painter.fit(Face::Mono, SIZE, line, width - 46.0);
-        painter.text((Face::Mono, SIZE, color), (x + 16.0, at), &line);
-        at += HEIGHT;
-    }
-    if lines.len() > shown {
-        scroll_bar(
-            painter,
-            Area {
-                x: x + width - 12.0,
-                y: y + 10.0,
-                width: 4.0,
-                height: room - 20.0,
-            },
-            first,
-            shown,
-            lines.len(),
-        );
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a plan has some hundred lines")]
-fn scroll_bar(painter: &mut Painter<'_>, area: Area, first: usize, shown: usize, count: usize) {
-    painter.fill(area, 2.0, palette::LINE);
-    let part = |lines: usize| area.height * lines as f32 / count as f32;
-    let thumb = Area {
-        y: area.y + part(first),
-        height: part(shown).max(8.0),
-        ..area
-    };
-    painter.fill(thumb, 2.0, palette::QUIET);
 }
 
 fn code(

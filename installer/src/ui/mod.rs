@@ -11,7 +11,9 @@ pub mod draw;
 pub mod drm;
 #[cfg(feature = "ui-fb")]
 pub mod fb;
+mod fields;
 mod font;
+mod lists;
 pub mod pages;
 mod painter;
 pub mod terminal;

@@ -4,7 +4,7 @@ use super::{Block, Choice, FormField, KeyHint, Page, StepState, Tone};
 use crate::executor::{Progress, Step};
 use crate::flow::{
     BootEntry, Disk, Form, Hardware, Outcome, Prepared, Secrets, SecureBoot, Session, State,
-    Verdict,
+    Verdict, plan_lines,
 };
 use crate::plan::{Mode, human_bytes};
 
@@ -14,13 +14,34 @@ const POSITIONS: usize = 5;
 /// The page of a session.
 #[must_use]
 pub fn of(session: &Session) -> Page {
-    let mut page = match &session.state {
-        State::BootSplash => splash("Looking at this machine…"),
-        State::Searching => splash("Looking for disks…"),
-        State::Planning { .. } => splash("Making the plan…"),
-        State::Reboot { power_off: false } => splash("Starting the machine again…"),
-        State::Reboot { power_off: true } => splash("Turning the machine off…"),
-        State::Exit { .. } => splash("The installer has ended. Turn the machine off."),
+    let mut page = of_state(session);
+    page.corner = format!(
+        "Installer {}  ·  keyboard {}",
+        session.version,
+        session.layout.title()
+    );
+    if let Some(reason) = &session.answers_refused {
+        let text = format!("The answer file is not followed any further: {reason}");
+        page.blocks.insert(0, callout(Tone::Careful, text));
+    }
+    if !matches!(session.state, State::Reboot { .. } | State::Exit) {
+        page.keys.push(layout_key());
+    }
+    page
+}
+
+fn of_state(session: &Session) -> Page {
+    match &session.state {
+        State::BootSplash => waiting(session, "Looking at this machine…", "Leave"),
+        State::Searching => waiting(session, "Looking for disks…", "Back"),
+        State::Planning { .. } => waiting(session, "Making the plan…", "Back"),
+        State::Reboot {
+            power_off: false, ..
+        } => splash("Starting the machine again…"),
+        State::Reboot {
+            power_off: true, ..
+        }
+        | State::Exit => splash("Turning the machine off…"),
         State::Welcome => welcome(session),
         State::DiskSelect { selected, notice } => disks(session, *selected, notice.as_deref()),
         State::ModeSelect { disk, selected } => modes(&session.disks[*disk], *selected),
@@ -33,14 +54,13 @@ pub fn of(session: &Session) -> Page {
             scroll,
             notice,
         } => {
-            let typing = words.as_deref().map(|words| (words, typed.as_str()));
-            confirm(
-                &session.disks[*disk],
-                prepared,
-                typing,
-                *scroll,
-                notice.as_deref(),
-            )
+            let mut page = confirm(session, &session.disks[*disk], prepared, *scroll);
+            if let Some(words) = words {
+                ask_for_words(&mut page, &session.disks[*disk], words, typed);
+            }
+            page.blocks.extend(notice_block(notice.as_deref()));
+            page.keys.push(escape("Back"));
+            page
         }
         State::Installing {
             prepared, progress, ..
@@ -51,26 +71,17 @@ pub fn of(session: &Session) -> Page {
         State::Finished {
             prepared,
             outcome,
+            asked,
             notice,
-        } => finished(prepared, outcome, notice.as_deref()),
+        } => finished(session, prepared, outcome, *asked, notice.as_deref()),
         State::AlreadyInstalled { disk, notice } => {
             already_installed(&session.disks[*disk], notice.as_deref())
         }
         State::Error {
             failure, notice, ..
         } => error(failure, notice.as_deref()),
-        State::ConfirmExit { .. } => leave(),
-    };
-    page.corner = format!(
-        "Installer {}  ·  keyboard {}",
-        session.version,
-        session.layout.title()
-    );
-    if let Some(reason) = &session.answers_refused {
-        let text = format!("The answer file is not followed any further: {reason}");
-        page.blocks.insert(0, callout(Tone::Careful, text));
+        State::ConfirmExit { .. } => leave(session.executed),
     }
-    page
 }
 
 fn page(at: usize, title: &str, intro: &str) -> Page {
@@ -92,6 +103,14 @@ fn splash(title: &str) -> Page {
         splash: true,
         ..page(0, title, "")
     }
+}
+
+/// The picture while something is looked for. It may take long, so there is a way out.
+fn waiting(session: &Session, title: &str, out: &str) -> Page {
+    let mut page = splash(title);
+    page.intro = session.notice.clone().unwrap_or_default();
+    page.keys = vec![escape(out), export_key()];
+    page
 }
 
 fn callout(tone: Tone, text: impl Into<String>) -> Block {
@@ -129,6 +148,14 @@ fn layout_key() -> KeyHint {
     key("F9", "Ctrl-K", "Keyboard")
 }
 
+fn correct_key() -> KeyHint {
+    key("Backspace", "Backspace", "Correct")
+}
+
+fn empty_key() -> KeyHint {
+    key("Del", "Ctrl-U", "Empty it")
+}
+
 fn notice_block(notice: Option<&str>) -> Option<Block> {
     notice.map(|text| callout(Tone::Careful, text))
 }
@@ -144,6 +171,7 @@ fn welcome(session: &Session) -> Page {
         "One disk of this machine will be given to TruthDB, as a whole. Nothing is changed before you have \
          chosen the disk and confirmed it.",
     );
+    page.blocks.extend(notice_block(session.notice.as_deref()));
     let Some(hardware) = &session.hardware else {
         return page;
     };
@@ -165,7 +193,7 @@ fn welcome(session: &Session) -> Page {
     page.keys.extend([
         settings_key(),
         key("F5", "Ctrl-R", "Look again"),
-        layout_key(),
+        export_key(),
         escape("Leave"),
     ]);
     page
@@ -234,6 +262,7 @@ fn disks(session: &Session, selected: Option<usize>, notice: Option<&str>) -> Pa
     page.keys.extend([
         settings_key(),
         key("F5", "Ctrl-R", "Look again"),
+        export_key(),
         escape("Back"),
     ]);
     page
@@ -316,38 +345,23 @@ fn advanced(form: &Form, notice: Option<&str>) -> Page {
     });
     page.blocks.push(Block::Form(fields.collect()));
     page.keys = vec![
-        key("↑ ↓", "arrows", "Field"),
-        key("Del", "Del", "Empty it"),
+        key("↑ ↓ Tab", "arrows, Tab", "Field"),
+        correct_key(),
+        empty_key(),
         enter("Take over"),
         escape("Drop changes"),
-        layout_key(),
     ];
     page
 }
 
-fn confirm(
-    disk: &Disk,
-    prepared: &Prepared,
-    typing: Option<(&str, &str)>,
-    scroll: usize,
-    notice: Option<&str>,
-) -> Page {
+fn confirm(session: &Session, disk: &Disk, prepared: &Prepared, scroll: usize) -> Page {
     let plan = &prepared.plan;
-    let (title, intro) = match plan.mode {
-        Mode::Install => (
-            "Erase this disk, and install TruthDB",
-            format!("{}\n{}", disk.title(), disk.detail()),
-        ),
-        Mode::ReinstallKeepData => (
-            "Replace the system, and keep the data",
-            format!("{}\n{}", disk.title(), disk.detail()),
-        ),
-        Mode::RepairBoot => (
-            "Make this disk start again",
-            format!("{}\n{}", disk.title(), disk.detail()),
-        ),
+    let title = match plan.mode {
+        Mode::Install => "Erase this disk, and install TruthDB",
+        Mode::ReinstallKeepData => "Replace the system, and keep the data",
+        Mode::RepairBoot => "Make this disk start again",
     };
-    let mut page = page(3, title, &intro);
+    let mut page = page(3, title, &format!("{}\n{}", disk.title(), disk.detail()));
     if plan.destroys_data() {
         page.tone = Tone::Bad;
         let text = if disk.contents.is_empty() {
@@ -360,33 +374,71 @@ fn confirm(
         };
         page.blocks.push(callout(Tone::Bad, text));
     }
+    let found = disk.truthdb.as_ref();
+    let newer = found.filter(|found| found.is_newer_than(&session.version));
+    if let Some(found) = newer.filter(|_| plan.mode == Mode::ReinstallKeepData) {
+        page.blocks.push(callout(
+            Tone::Careful,
+            format!(
+                "The disk holds {}, and this medium has the older {}: it may not read the data of a newer one.",
+                found.title(),
+                session.version
+            ),
+        ));
+    }
+    page.blocks.extend(other_nodes(session, prepared));
     page.blocks.push(Block::Lines {
-        lines: plan.text().lines().map(str::to_owned).collect(),
+        lines: plan_lines(plan, session.settings.as_ref()),
         scroll,
     });
-    if let Some((words, typed)) = typing {
-        let label = if words == "ERASE" && disk.confirmation() == "ERASE" {
-            "To go on, type the word ERASE:".to_owned()
-        } else {
-            format!("To go on, type the last characters of the disk's serial number, {words}:")
-        };
-        page.blocks.push(Block::Input {
-            label,
-            value: typed.to_owned(),
-        });
-    }
-    page.blocks.extend(notice_block(notice));
     page.keys = vec![
         enter(if plan.destroys_data() {
             "Erase and install"
         } else {
             "Go on"
         }),
-        key("↑ ↓", "arrows", "Read the plan"),
-        layout_key(),
-        escape("Back to the disks"),
+        key("↑ ↓ PgUp PgDn", "arrows, PgUp, PgDn", "Read the plan"),
     ];
     page
+}
+
+fn ask_for_words(page: &mut Page, disk: &Disk, words: &str, typed: &str) {
+    let label = if words == "ERASE" && disk.confirmation() == "ERASE" {
+        "To go on, type the word ERASE:".to_owned()
+    } else {
+        format!("To go on, type the last characters of the disk's serial number, {words}:")
+    };
+    page.blocks.push(Block::Input {
+        label,
+        value: typed.to_owned(),
+    });
+    page.keys.extend([correct_key(), empty_key()]);
+}
+
+/// Said before and after: a node does not guess which of two disks holds its data.
+fn other_nodes(session: &Session, prepared: &Prepared) -> Option<Block> {
+    let others: Vec<String> = session
+        .other_nodes(&prepared.plan.target)
+        .map(|disk| {
+            let identity = &disk.identity;
+            if identity.serial.is_empty() {
+                format!("{}, {}", disk.title(), identity.path.display())
+            } else {
+                format!("{}, serial {}", disk.title(), identity.serial)
+            }
+        })
+        .collect();
+    let first = others.first()?;
+    let more = match others.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    Some(callout(
+        Tone::Careful,
+        format!(
+            "Another disk holds a TruthDB: {first}{more}. Take it out: with two, no node starts."
+        ),
+    ))
 }
 
 fn installing(prepared: &Prepared, progress: Option<Progress>) -> Page {
@@ -439,7 +491,13 @@ fn applies(step: Step, mode: Mode) -> bool {
     mode == Mode::Install || !matches!(step, Step::ProbeDisk | Step::WriteData)
 }
 
-fn finished(prepared: &Prepared, outcome: &Outcome, notice: Option<&str>) -> Page {
+fn finished(
+    session: &Session,
+    prepared: &Prepared,
+    outcome: &Outcome,
+    asked: Option<bool>,
+    notice: Option<&str>,
+) -> Page {
     let title = match prepared.plan.mode {
         Mode::Install => "TruthDB is installed",
         Mode::ReinstallKeepData => "The system was replaced, and the data kept",
@@ -452,6 +510,19 @@ fn finished(prepared: &Prepared, outcome: &Outcome, notice: Option<&str>) -> Pag
     );
     page.tone = Tone::Good;
     page.blocks.extend(notice_block(notice));
+    if let Some(power_off) = asked {
+        let way = if power_off {
+            "turns the machine off"
+        } else {
+            "starts the machine again"
+        };
+        // In place of the sentence under the title: small screens have no room for both.
+        page.intro.clear();
+        page.blocks.push(callout(
+            Tone::Careful,
+            format!("Have you written down the token? Enter {way} now, Esc goes back."),
+        ));
+    }
     if let Some(Secrets { token, fingerprint }) = &prepared.secrets {
         page.blocks.push(Block::Code {
             label: "Admin token: shown now, and never again. Write it down, or scan the code"
@@ -463,6 +534,7 @@ fn finished(prepared: &Prepared, outcome: &Outcome, notice: Option<&str>) -> Pag
             ),
         });
     }
+    page.blocks.extend(other_nodes(session, prepared));
     let boot = match &outcome.boot_entry {
         BootEntry::Registered => "registered with the firmware, as the first choice".to_owned(),
         BootEntry::FallbackOnly(reason) => {
@@ -482,11 +554,12 @@ fn finished(prepared: &Prepared, outcome: &Outcome, notice: Option<&str>) -> Pag
         ),
         fact("Data", outcome.data_check.clone()),
     ]));
-    page.keys = vec![
-        enter("Start again"),
-        key("P", "P", "Turn off"),
-        export_key(),
-    ];
+    page.keys = match asked {
+        Some(true) => vec![enter("Turn off"), escape("Back")],
+        Some(false) => vec![enter("Start again"), escape("Back")],
+        None => vec![enter("Start again"), key("P", "P", "Turn off")],
+    };
+    page.keys.push(export_key());
     page
 }
 
@@ -530,12 +603,14 @@ fn error(failure: &crate::flow::Failure, notice: Option<&str>) -> Page {
     page
 }
 
-fn leave() -> Page {
-    let mut page = page(
-        0,
-        "Leave without installing?",
-        "Nothing was changed on this machine.",
-    );
-    page.keys = vec![enter("Leave"), escape("Stay")];
+fn leave(executed: bool) -> Page {
+    let intro = if executed {
+        "The machine is turned off. A disk of it was written to here, and may not start: to go on another \
+         time, start this medium again."
+    } else {
+        "The machine is turned off. Nothing was changed on it."
+    };
+    let mut page = page(0, "Leave without installing?", intro);
+    page.keys = vec![enter("Leave, and turn off"), escape("Stay")];
     page
 }

@@ -23,6 +23,9 @@ const LOOK_MS: u64 = 1500;
 /// How often the serial line is redrawn at most, in milliseconds: it takes a while to send a page.
 const TERMINAL_MS: u64 = 500;
 
+/// A way to a screen.
+type Way = fn(&Rc<Renderer>) -> io::Result<Screen>;
+
 /// Which screens are used. A screen that stays black in one way may work in the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Screens {
@@ -59,7 +62,7 @@ impl Screens {
     }
 
     /// The ways to a screen, in the order in which they are tried.
-    fn ways(self) -> &'static [fn(&Rc<Renderer>) -> io::Result<Screen>] {
+    fn ways(self) -> &'static [Way] {
         match self {
             Screens::Any => &[Screen::by_drm, Screen::by_framebuffer],
             Screens::Drm => &[Screen::by_drm],

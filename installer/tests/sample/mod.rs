@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
+use truthdb_installer::executor::{Progress, Step};
 use truthdb_installer::flow::{
-    BootEntry, Disk, Effect, Event, Failure, FoundSystem, Hardware, Network, NetworkDevice,
-    Outcome, Prepared, Secrets, SecureBoot, Session, Settings, State, step,
+    Answers, BootEntry, Disk, Effect, Event, Failure, Field, Finish, FoundSystem, Hardware,
+    Network, NetworkDevice, Outcome, Prepared, Secrets, SecureBoot, Session, Settings, State, step,
 };
 use truthdb_installer::input::Key;
 use truthdb_installer::plan::{
@@ -181,7 +182,18 @@ pub(crate) fn failure() -> Failure {
     }
 }
 
-/// Walks from the beginning through events; gives every effect on the way.
+/// An outcome of the last order, as the program tells it; other events as they are.
+pub(crate) fn told(session: &Session, event: Event) -> Event {
+    match event {
+        Event::Disks(_) | Event::Planned(_) => Event::Of {
+            order: session.order,
+            outcome: Box::new(event),
+        },
+        event => event,
+    }
+}
+
+/// Walks through events; gives every effect on the way.
 pub(crate) fn walk(
     session: Session,
     events: impl IntoIterator<Item = Event>,
@@ -189,6 +201,7 @@ pub(crate) fn walk(
     let mut all = Vec::new();
     let mut session = session;
     for event in events {
+        let event = told(&session, event);
         let (next, effects) = step(session, event);
         session = next;
         all.extend(effects);
@@ -217,4 +230,49 @@ pub(crate) fn at_confirm(number: usize, mode: Mode) -> Session {
     session.state = State::Planning { disk: number, mode };
     let prepared = prepared(&session.disks[number], mode);
     walk(session, [Event::Planned(Ok(prepared))]).0
+}
+
+pub(crate) fn names(effects: &[Effect]) -> Vec<&'static str> {
+    effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::ProbeHardware => "ProbeHardware",
+            Effect::ProbeAnswers => "ProbeAnswers",
+            Effect::ProbeDisks { .. } => "ProbeDisks",
+            Effect::MakePlan { .. } => "MakePlan",
+            Effect::Execute { .. } => "Execute",
+            Effect::ExportLogs => "ExportLogs",
+            Effect::StartDiskNext { .. } => "StartDiskNext",
+            Effect::Reboot => "Reboot",
+            Effect::PowerOff => "PowerOff",
+        })
+        .collect()
+}
+
+pub(crate) fn key(key: Key) -> Event {
+    Event::Key(key)
+}
+
+pub(crate) fn progress(step: Step) -> Event {
+    Event::Progressed(Progress {
+        step,
+        done_bytes: 1,
+        total_bytes: 2,
+    })
+}
+
+pub(crate) fn answers(change: &dyn Fn(&mut Answers)) -> Answers {
+    let mut answers = Answers {
+        disk: disk(1).identity.serial,
+        wipe: true,
+        mode: Mode::Install,
+        values: vec![
+            (Field::Hostname, "node-3".into()),
+            (Field::Address, "10.0.0.3/24".into()),
+        ],
+        finish: Finish::Reboot,
+        again: false,
+    };
+    change(&mut answers);
+    answers
 }
