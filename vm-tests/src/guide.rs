@@ -161,6 +161,36 @@ impl Guide {
         self.key("ret", b"\r")
     }
 
+    /// Leaves the last page of a new installation for a restart: the token is asked about once.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's, or the question does not come.
+    pub fn restart(&mut self) -> Result<()> {
+        self.enter()?;
+        self.wait_for("Have you written down the token?")?;
+        self.enter()
+    }
+
+    /// Goes through the list of disks with the mark, down to its last one; all that was shown on the way.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn all_disks(&mut self) -> Result<String> {
+        let mut all = self.page();
+        // A list that is longer than the screen says how much of it is not shown.
+        while self.page().contains(" more below") && !self.page().contains(" 0 more below") {
+            let before = self.page();
+            self.down()?;
+            self.machine.wait("the list moves", PAGE, |machine| {
+                Ok((terminal::page(&machine.serial()) != before).then_some(()))
+            })?;
+            all.push_str(&self.page());
+        }
+        Ok(all)
+    }
+
     /// Presses the arrow down.
     ///
     /// # Errors
