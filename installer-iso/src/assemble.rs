@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::fat;
+use crate::hash;
 use crate::process::{self, output, tool};
 use crate::profile::Profile;
 use crate::uki;
@@ -23,7 +24,7 @@ const ESP_TYPE: &str = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B";
 /// Type of a partition with data, for the ISO 9660 part.
 const DATA_TYPE: &str = "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7";
 
-/// The unified kernel image of a profile.
+/// The unified kernel image of a profile. `scratch` keeps the compressed initramfs for the next time.
 ///
 /// # Errors
 ///
@@ -32,18 +33,19 @@ pub(crate) fn unified_kernel_image(
     profile: &Profile,
     root: &Path,
     stub: &[u8],
-    kernel_version: &str,
+    scratch: &Path,
 ) -> Result<Vec<u8>> {
-    let initramfs = profile.initramfs(root, kernel_version)?.bytes()?;
-    let initrd = zstd::bulk::compress(&initramfs, ZSTD_LEVEL).context("compressing initramfs")?;
+    let initramfs = profile.initramfs(root)?.bytes()?;
+    let kept = scratch.join(format!("initramfs-{}.zst", profile.kind.folder()));
+    let initrd = compressed(&initramfs, &kept)?;
     let kernel = process::read(&profile.kernel)?;
-    let os_release = profile.os_release(kernel_version);
+    let os_release = profile.os_release();
     let command_line = profile.command_line();
     let splash = profile.splash.as_deref().map(process::read).transpose()?;
     let mut sections: Vec<uki::Section<'_>> = vec![
         (".osrel", os_release.as_bytes()),
         (".cmdline", command_line.as_bytes()),
-        (".uname", kernel_version.as_bytes()),
+        (".uname", profile.release.as_bytes()),
     ];
     if let Some(splash) = &splash {
         sections.push((".splash", splash));
@@ -53,9 +55,45 @@ pub(crate) fn unified_kernel_image(
     uki::append(stub, &sections)
 }
 
+/// Refuses an image that firmware would stumble over.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn check_image(image: &[u8]) -> Result<()> {
+    let own = [".text", ".sbat"];
+    let added = [
+        ".osrel", ".cmdline", ".uname", ".splash", ".initrd", ".linux",
+    ];
+    uki::check(image, &[&own[..], &added[..]].concat()).context("the image is not as it must be")
+}
+
+/// Compresses. What was made before is taken if it was made from the same bytes: this takes longer than all other
+/// steps of an image together.
+fn compressed(content: &[u8], kept: &Path) -> Result<Vec<u8>> {
+    let note = kept.with_extension("made-from");
+    let made_from = |result: &[u8]| {
+        format!(
+            "from {}\nby zstd {}, level {ZSTD_LEVEL}\nresult {}\n",
+            hash::of_bytes(content),
+            zstd::zstd_safe::version_string(),
+            hash::of_bytes(result)
+        )
+    };
+    if let (Ok(before), Ok(noted)) = (std::fs::read(kept), std::fs::read_to_string(&note))
+        && noted == made_from(&before)
+    {
+        return Ok(before);
+    }
+    let result = zstd::bulk::compress(content, ZSTD_LEVEL).context("compressing initramfs")?;
+    process::write(kept, &result)?;
+    process::write(&note, made_from(&result).as_bytes())?;
+    Ok(result)
+}
+
 /// An ISO that boots as CD and as USB stick: the FAT volume with what firmware reads (the image by [`FALLBACK_PATH`])
-/// is a partition of type ESP, and El Torito points into it, so that it is there once. See docs/adr/0014-images.md
-/// for the options.
+/// is a partition of type ESP, and El Torito points into it, so that it is there once. See docs/adr/0014-images.md for
+/// the options.
 ///
 /// # Errors
 ///
@@ -152,6 +190,34 @@ fn check_iso(iso: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::process::tool;
+
+    #[test]
+    fn what_was_compressed_before_is_taken_for_the_same_bytes_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = folder.path().join("initramfs-runtime.zst");
+        let first = compressed(b"one initramfs", &kept).unwrap();
+        assert_eq!(
+            zstd::bulk::decompress(&first, 100).unwrap(),
+            b"one initramfs"
+        );
+        // It is taken as it lies there: a note that fits to other bytes shows it.
+        let note = kept.with_extension("made-from");
+        let noted = std::fs::read_to_string(&note).unwrap();
+        let other = b"what was made before".to_vec();
+        std::fs::write(&kept, &other).unwrap();
+        let fits = noted.replace(&hash::of_bytes(&first), &hash::of_bytes(&other));
+        std::fs::write(&note, fits).unwrap();
+        assert_eq!(compressed(b"one initramfs", &kept).unwrap(), other);
+        // Damaged, or of other bytes: made again.
+        std::fs::write(&kept, "damaged").unwrap();
+        assert_eq!(compressed(b"one initramfs", &kept).unwrap(), first);
+        let second = compressed(b"other initramfs", &kept).unwrap();
+        assert_eq!(
+            zstd::bulk::decompress(&second, 100).unwrap(),
+            b"other initramfs"
+        );
+        assert_eq!(compressed(b"one initramfs", &kept).unwrap(), first);
+    }
 
     #[test]
     fn an_iso_has_what_firmware_looks_for_and_repeats_in_another_folder() {

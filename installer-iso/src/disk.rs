@@ -28,6 +28,9 @@ const FOOTER_BYTES: usize = 512;
 /// Seconds between 1970 and 2000, from where VHD counts.
 const VHD_EPOCH: u64 = 946_684_800;
 
+/// Configuration files of the data partition that may be given: the server's, and the node's.
+pub(crate) const CONFIGURATION_FILES: [&str; 2] = ["config/truthdb.toml", "config/node.toml"];
+
 /// A format of disk images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -61,6 +64,22 @@ impl FromStr for Format {
             other => bail!("there is no format {other:?}: there are raw, qcow2 and vhd"),
         }
     }
+}
+
+/// The formats that are asked for, by default all, and the size of the disk that all of them are made from.
+pub(crate) fn formats_and_size(formats: &[Format], size_mib: Option<u64>) -> (Vec<Format>, u64) {
+    let formats = if formats.is_empty() {
+        vec![Format::Raw, Format::Qcow2, Format::Vhd]
+    } else {
+        formats.to_vec()
+    };
+    let asked = size_mib.map_or(IMAGE_BYTES_DEFAULT, |mib| mib.saturating_mul(MIB));
+    let bytes = if formats.contains(&Format::Vhd) {
+        vhd_size(asked)
+    } else {
+        asked
+    };
+    (formats, bytes)
 }
 
 /// What goes into an image.
@@ -278,6 +297,16 @@ mod tests {
         assert_eq!(vhd_size((8253 << 20) + 1), 8316 << 20);
         assert_eq!(vhd_size(40_000 << 20), 40_035 << 20);
         assert_eq!(vhd_size(4 << 40), 4 << 40);
+    }
+
+    #[test]
+    fn a_vhd_among_the_formats_rounds_all_of_them_up() {
+        let (formats, bytes) = formats_and_size(&[], None);
+        assert_eq!((formats.len(), bytes), (3, 8253 << 20));
+        let (_, bytes) = formats_and_size(&[Format::Qcow2], None);
+        assert_eq!(bytes, 8192 << 20);
+        let (_, bytes) = formats_and_size(&[Format::Raw, Format::Vhd], Some(9000));
+        assert_eq!(bytes, 9009 << 20);
     }
 
     #[test]

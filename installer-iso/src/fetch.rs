@@ -1,8 +1,8 @@
 //! Pinned files of Debian's archive, by apt, into the cache.
 //!
 //! apt runs with a state of its own, so that nothing of the system is changed, without privileges, and also for a host
-//! of another architecture. Only the addresses of archives are the system's; `TRUTHDB_DEBIAN_ARCHIVES` gives others, on
-//! a machine that is not Debian 12. What comes is believed only for its hash.
+//! of another architecture. Only the addresses of archives are the system's, or Debian's own where the system knows
+//! none of Debian's (Ubuntu); `TRUTHDB_DEBIAN_ARCHIVES` gives others. What comes is believed only for its hash.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +17,14 @@ use crate::process::{output, tool, write};
 /// The environment variable that names Debian archives, separated by spaces, in place of those that the machine's own
 /// apt is set to.
 const ARCHIVES_VARIABLE: &str = "TRUTHDB_DEBIAN_ARCHIVES";
+/// Debian's own archives, for a machine whose apt knows none of Debian's, with the suites of each.
+const ARCHIVES_OF_DEBIAN: [(&str, &str); 2] = [
+    ("http://ftp.debian.org/debian", "bookworm bookworm-updates"),
+    (
+        "http://security.debian.org/debian-security",
+        "bookworm-security",
+    ),
+];
 
 /// The file of a binary package.
 ///
@@ -55,6 +63,11 @@ pub(crate) fn source(cache: &Cache, package: &SourcePackage) -> Result<Vec<PathB
         &package.files,
         &["source", "--download-only", &wanted],
     )
+}
+
+/// Whether a pinned file is at hand, for the plan; its hash is looked at when it is used.
+pub(crate) fn is_there(cache: &Cache, name: &str) -> bool {
+    cache.downloads_folder().join(name).is_file()
 }
 
 fn get(cache: &Cache, files: &[PinnedFile], ask: &[&str]) -> Result<Vec<PathBuf>> {
@@ -111,19 +124,35 @@ fn prepare(state: &Path) -> Result<()> {
 /// What apt is told of archives: those of Debian 12, with the sources of packages. Trusted, because every file is
 /// checked against the manifest's hash.
 fn sources() -> Result<String> {
-    let archives = match std::env::var(ARCHIVES_VARIABLE) {
-        Ok(named) => named,
-        // What it would fetch, which it also knows before it has ever fetched a list, and without privileges.
-        Err(_) => archives_in(&output(tool("apt-get").args(["update", "--print-uris"]))?),
-    };
-    let text = sources_of(&archives);
-    if text.is_empty() {
-        bail!(
-            "apt knows no archive of Debian: name one or more in {ARCHIVES_VARIABLE}, separated by spaces (the main \
-             one, and the one of security updates)"
-        );
+    // What it would fetch, which it also knows before it has ever fetched a list, and without privileges.
+    let known = || output(tool("apt-get").args(["update", "--print-uris"]));
+    let named = std::env::var(ARCHIVES_VARIABLE).ok();
+    let text = sources_named_or_known(named.as_deref(), known)?;
+    if !text.is_empty() {
+        return Ok(text);
     }
-    Ok(text)
+    let names = ARCHIVES_OF_DEBIAN.map(|(archive, _)| archive).join(" and ");
+    println!(
+        "      apt knows no archive of Debian: {names} are asked ({ARCHIVES_VARIABLE} names others)"
+    );
+    Ok(sources_of_debian())
+}
+
+/// The stanzas of the archives that the variable names; without it, of those that apt knows.
+fn sources_named_or_known(
+    named: Option<&str>,
+    known: impl FnOnce() -> Result<String>,
+) -> Result<String> {
+    match named.filter(|named| !named.trim().is_empty()) {
+        Some(named) => Ok(sources_of(named)),
+        None => Ok(sources_of(&archives_in(&known()?))),
+    }
+}
+
+/// The stanzas of Debian's own archives.
+fn sources_of_debian() -> String {
+    let stanzas = ARCHIVES_OF_DEBIAN.map(|(archive, suites)| stanza(archive, suites));
+    stanzas.concat()
 }
 
 /// Debian's archives among those that apt would fetch lists from: `'ADDRESS/dists/SUITE/…' …` on each line.
@@ -143,17 +172,22 @@ fn sources_of(archives: &str) -> String {
     let mut archives: Vec<&str> = archives.split_whitespace().collect();
     archives.sort_unstable();
     archives.dedup();
-    let stanza = |archive: &&str| {
-        let suite = if archive.trim_end_matches('/').ends_with("security") {
+    let of_archive = |archive: &&str| {
+        let is_security = archive.trim_end_matches('/').ends_with("security");
+        let suite = if is_security {
             "bookworm-security"
         } else {
             "bookworm"
         };
-        format!(
-            "Types: deb deb-src\nURIs: {archive}\nSuites: {suite}\nComponents: main\nTrusted: yes\n\n"
-        )
+        stanza(archive, suite)
     };
-    archives.iter().map(stanza).collect()
+    archives.iter().map(of_archive).collect()
+}
+
+fn stanza(archive: &str, suites: &str) -> String {
+    format!(
+        "Types: deb deb-src\nURIs: {archive}\nSuites: {suites}\nComponents: main\nTrusted: yes\n\n"
+    )
 }
 
 fn apt(state: &Path) -> Command {
@@ -202,6 +236,24 @@ mod tests {
         );
         let text = sources_of(&archives_in(lines));
         assert_eq!(text.matches("Types:").count(), 2);
+    }
+
+    #[test]
+    fn without_an_archive_of_debian_its_own_are_taken() {
+        let ubuntu = || {
+            Ok(
+                "'http://a/ubuntu/dists/noble/InRelease' a_ubuntu_dists_noble_InRelease 0 \n"
+                    .into(),
+            )
+        };
+        assert_eq!(sources_named_or_known(None, ubuntu).unwrap(), "");
+        assert_eq!(sources_named_or_known(Some(" "), ubuntu).unwrap(), "");
+        let named = sources_named_or_known(Some("http://b/debian"), ubuntu).unwrap();
+        assert!(named.contains("URIs: http://b/debian\n"), "{named}");
+        let text = sources_of_debian();
+        assert_eq!(text.matches("Types: deb deb-src\n").count(), 2);
+        assert!(text.contains("/debian\nSuites: bookworm bookworm-updates\n"));
+        assert!(text.contains("/debian-security\nSuites: bookworm-security\n"));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
 use serde_json::json;
 
-use crate::cache::{Cache, Entry};
+use crate::cache::{self, Cache, Entry};
 use crate::fetch;
 use crate::hash::{self, Inputs};
 use crate::kconfig::{Hardening, demands, gate};
@@ -94,15 +95,25 @@ impl Recipe {
             .content("compiler", &self.compiler)
     }
 
+    /// Name of the kernel in the cache.
+    fn name(&self) -> String {
+        format!("kernel-{}", self.kernel.name())
+    }
+
+    /// The kernel's folder in the cache, if it is there and whole: nothing is built then.
+    pub(crate) fn cached(&self, cache: &Cache, manifest: &Manifest) -> Option<PathBuf> {
+        cache.find(&self.name(), &self.inputs(manifest), check)
+    }
+
     /// The kernel in the cache, built if it is not there. Its folder has `vmlinuz`, `config`, and `kernel.json`.
     ///
     /// # Errors
     ///
     /// A wrong fragment, a lost symbol, a broken rule of the hardening list, or a failed build.
     pub(crate) fn build(&self, cache: &Cache, manifest: &Manifest) -> Result<Entry> {
-        let name = format!("kernel-{}", self.kernel.name());
         let inputs = self.inputs(manifest);
-        let entry = cache.entry(&name, &inputs, |folder| self.make(cache, manifest, folder))?;
+        let make = |folder: &Path| self.make(cache, manifest, folder);
+        let entry = cache.entry(&self.name(), &inputs, check, make)?;
         // The list is no input of the kernel: a changed list is held against the configuration that is there.
         let config = std::fs::read_to_string(entry.folder.join("config"))
             .context("reading the kernel's configuration from the cache")?;
@@ -182,6 +193,37 @@ impl Recipe {
     }
 }
 
+/// What is noted beside a kernel in the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct About {
+    /// What `uname -r` says.
+    pub(crate) release: String,
+    /// Hash of the image.
+    pub(crate) sha256: String,
+    /// Hash of the configuration.
+    pub(crate) config_sha256: String,
+}
+
+impl About {
+    /// Reads the note in a kernel's folder.
+    ///
+    /// # Errors
+    ///
+    /// A note that is not there, or none.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("kernel.json");
+        serde_json::from_slice(&process::read(&path)?)
+            .with_context(|| format!("in {}", path.display()))
+    }
+}
+
+/// Holds a kernel in the cache against the note beside it.
+fn check(folder: &Path) -> Result<()> {
+    let about = About::read(folder)?;
+    cache::check_file(&folder.join("vmlinuz"), &about.sha256)?;
+    cache::check_file(&folder.join("config"), &about.config_sha256)
+}
+
 /// Unpacks the source into the folder.
 fn unpack(cache: &Cache, manifest: &Manifest, folder: &Path) -> Result<PathBuf> {
     let pin = &manifest.kernel;
@@ -208,8 +250,24 @@ fn jobs() -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Puts something that passes for the kernel of a recipe into a cache.
+    pub(crate) fn store(cache: &Cache, recipe: &Recipe, manifest: &Manifest) -> PathBuf {
+        let make = |folder: &Path| {
+            let about = json!({
+                "release": "6.12.0-test",
+                "sha256": hash::of_bytes(b"kernel"),
+                "config_sha256": hash::of_bytes(b"config"),
+            });
+            process::write(&folder.join("kernel.json"), about.to_string().as_bytes())?;
+            process::write(&folder.join("vmlinuz"), b"kernel")?;
+            process::write(&folder.join("config"), b"config")
+        };
+        let entry = cache.entry(&recipe.name(), &recipe.inputs(manifest), check, make);
+        entry.unwrap().folder
+    }
 
     fn recipe() -> Recipe {
         Recipe {
@@ -245,6 +303,25 @@ mod tests {
         let mut other = recipe();
         other.hardening = "[y]\n".into();
         assert_eq!(key(&other, &elsewhere), same);
+    }
+
+    #[test]
+    fn a_kernel_in_the_cache_is_held_against_its_note() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::at(root.path().to_owned());
+        let (recipe, manifest) = (recipe(), manifest());
+        assert_eq!(recipe.cached(&cache, &manifest), None);
+        let folder = store(&cache, &recipe, &manifest);
+        assert_eq!(recipe.cached(&cache, &manifest), Some(folder.clone()));
+        for damaged in ["vmlinuz", "config", "kernel.json"] {
+            let path = folder.join(damaged);
+            let whole = std::fs::read(&path).unwrap();
+            std::fs::write(&path, "other bytes").unwrap();
+            assert!(check(&folder).is_err(), "{damaged}");
+            assert_eq!(recipe.cached(&cache, &manifest), None, "{damaged}");
+            std::fs::write(&path, whole).unwrap();
+        }
+        check(&folder).unwrap();
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The licences of everything in an image, as one text: that of each program of others and where its source is, and
+//! The licences of everything in an image, as one text: those of each part of others and where its source is, and
 //! those of the crates that our programs are built from. It is in the image, and on the medium.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::fetch;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, SourcePackage};
 use crate::process::{output, tool};
 use crate::sbom;
 
@@ -22,41 +22,118 @@ const NAMES: [&str; 6] = [
     "NOTICE",
     "UNLICENSE",
 ];
-/// Where each source package has its licence.
-const SOURCES: [(&str, &str); 2] = [("busybox", "LICENSE"), ("e2fsprogs", "NOTICE")];
+/// Ends of files that have such names, and are no texts.
+const SOURCE_CODE: [&str; 4] = ["rs", "c", "h", "py"];
 
-/// The text.
+/// Where a licence text is.
+#[derive(Debug, Clone, Copy)]
+enum Text {
+    /// A file of this repository.
+    Here(&'static str),
+    /// A file in upstream's archive of a source package.
+    Source(&'static str, &'static str),
+    /// What Debian says of the boot stub, in its package.
+    Stub,
+}
+
+/// Parts of others that are no crates, and where their texts are.
+const PARTS: [(&str, &[Text]); 8] = [
+    (
+        "Linux",
+        &[
+            Text::Here("installer-iso/licences/Linux-COPYING.txt"),
+            Text::Here("installer-iso/licences/Linux-syscall-note.txt"),
+            Text::Here("installer-iso/licences/GPL-2.0.txt"),
+        ],
+    ),
+    (
+        "systemd-boot-efi",
+        &[
+            Text::Stub,
+            Text::Here("installer-iso/licences/LGPL-2.1.txt"),
+            Text::Here("installer-iso/licences/gnu-efi-copyright.txt"),
+        ],
+    ),
+    ("busybox", &[Text::Source("busybox", "LICENSE")]),
+    ("e2fsprogs", &[Text::Source("e2fsprogs", "NOTICE")]),
+    (
+        "musl",
+        &[Text::Here("installer-iso/licences/musl-COPYRIGHT.txt")],
+    ),
+    (
+        "Rust's standard library",
+        &[Text::Here("installer-iso/licences/rust-std.txt")],
+    ),
+    (
+        "Inter (font)",
+        &[Text::Here("installer/assets/fonts/LICENSE-Inter.txt")],
+    ),
+    (
+        "DejaVu Sans Mono (font)",
+        &[Text::Here("installer/assets/fonts/LICENSE-DejaVu.txt")],
+    ),
+];
+
+/// The text. `stub` is the folder into which the stub's package is unpacked.
 ///
 /// # Errors
 ///
-/// cargo cannot say what our programs are built from, or a source package has no licence.
+/// cargo cannot say what our programs are built from, or a part has no licence.
 pub(crate) fn text(
     root: &Path,
     cache: &Cache,
     manifest: &Manifest,
+    stub: &Path,
     packages: &[&str],
 ) -> Result<String> {
+    let read = |text: Text| match text {
+        Text::Here(path) => read(&root.join(path)),
+        Text::Source(package, file) => in_source(cache, manifest.source(package)?, file),
+        Text::Stub => {
+            let folder = stub.join("usr/share/doc").join(&manifest.stub.package);
+            read(&folder.join("copyright"))
+        }
+    };
     let mut text = head(manifest);
-    for (name, file) in SOURCES {
-        let package = manifest.source(name)?;
-        let archive = fetch::source(cache, package)?.swap_remove(0);
-        let licence = output(
-            tool("tar")
-                .args(["--wildcards", "--no-wildcards-match-slash"])
-                .args(["--to-stdout", "-xf"])
-                .arg(&archive)
-                .arg(format!("*/{file}")),
-        )
-        .with_context(|| format!("reading the licence of {name}"))?;
-        ensure!(licence.contains("GNU"), "{name} has no licence in {file}");
-        section(&mut text, &format!("{name} {}", package.version), &licence);
-    }
-    let own = std::fs::read_to_string(root.join("LICENSE")).context("reading our licence")?;
+    text.push_str(&of_parts(&read)?);
+    let own = read(Text::Here("LICENSE"))?;
     section(&mut text, "TruthDB", &own);
     for (licence, crates) in of_crates(root, packages)? {
         section(&mut text, &crates.join(", "), &licence);
     }
     Ok(text)
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// A file of upstream's archive.
+fn in_source(cache: &Cache, package: &SourcePackage, file: &str) -> Result<String> {
+    let archive = fetch::source(cache, package)?.swap_remove(0);
+    output(
+        tool("tar")
+            .args(["--wildcards", "--no-wildcards-match-slash"])
+            .args(["--to-stdout", "-xf"])
+            .arg(&archive)
+            .arg(format!("*/{file}")),
+    )
+}
+
+/// A section for each of [`PARTS`].
+fn of_parts(read: &dyn Fn(Text) -> Result<String>) -> Result<String> {
+    let mut all = String::new();
+    for (name, texts) in PARTS {
+        let mut content = Vec::new();
+        for text in texts {
+            let text =
+                read(*text).with_context(|| format!("reading the licence of {name}: {text:?}"))?;
+            ensure!(!text.trim().is_empty(), "the licence of {name} is empty");
+            content.push(text.trim().to_owned());
+        }
+        section(&mut all, name, &content.join("\n\n\n"));
+    }
+    Ok(all)
 }
 
 fn head(manifest: &Manifest) -> String {
@@ -151,30 +228,45 @@ fn words(value: &Value, key: &str) -> String {
     value[key].as_str().unwrap_or_default().to_owned()
 }
 
+/// The texts of a crate, also of sources of others that it brings in folders of its own.
 fn licence_files(folder: &Path) -> Result<Vec<String>> {
+    let mut paths = Vec::new();
+    find_licences(folder, &mut paths)?;
+    paths.sort();
+    let mut texts = Vec::new();
+    for path in &paths {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
+        let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    Ok(texts)
+}
+
+fn find_licences(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let entries = std::fs::read_dir(folder);
     let entries = entries.with_context(|| format!("listing {}", folder.display()))?;
-    let mut paths: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file() && is_licence(path))
-        .collect();
-    paths.sort();
-    paths
-        .iter()
-        .map(|path| {
-            let bytes = std::fs::read(path);
-            let bytes = bytes.with_context(|| format!("reading {}", path.display()))?;
-            Ok(String::from_utf8_lossy(&bytes).replace('\r', ""))
-        })
-        .collect()
+    for entry in entries {
+        let entry = entry.with_context(|| format!("listing {}", folder.display()))?;
+        let kind = entry.file_type();
+        let kind = kind.with_context(|| format!("looking at {}", entry.path().display()))?;
+        if kind.is_dir() {
+            find_licences(&entry.path(), found)?;
+        } else if kind.is_file() && is_licence(&entry.path()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
 }
 
 fn is_licence(path: &Path) -> bool {
+    let end = path.extension().unwrap_or_default().to_string_lossy();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let begin = name.to_uppercase();
     let begin = begin.split(['.', '-', '_']).next().unwrap_or_default();
-    NAMES.contains(&begin)
+    NAMES.contains(&begin) && !SOURCE_CODE.contains(&&*end)
 }
 
 #[cfg(test)]
@@ -190,10 +282,72 @@ mod tests {
             ("COPYING.LESSER", true),
             ("NOTICE.md", true),
             ("licenses.rs", false),
+            ("license.rs", false),
             ("README.md", false),
         ] {
             assert_eq!(is_licence(Path::new(name)), is, "{name}");
         }
+    }
+
+    #[test]
+    fn every_part_has_a_section_with_its_text() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let of_part = |text: Text| match text {
+            Text::Here(path) => read(&root.join(path)),
+            Text::Source(package, file) => Ok(format!("{file} of {package}")),
+            Text::Stub => Ok("what Debian says of the stub".into()),
+        };
+        let text = of_parts(&of_part).unwrap();
+        let line = "=".repeat(78);
+        for (name, says) in [
+            ("Linux", "Linux-syscall-note"),
+            ("Linux", "GNU GENERAL PUBLIC LICENSE"),
+            ("systemd-boot-efi", "what Debian says of the stub"),
+            ("systemd-boot-efi", "GNU LESSER GENERAL PUBLIC LICENSE"),
+            ("systemd-boot-efi", "GNU EFI"),
+            ("busybox", "LICENSE of busybox"),
+            ("e2fsprogs", "NOTICE of e2fsprogs"),
+            ("musl", "Rich Felker"),
+            ("Rust's standard library", "The Rust Project Developers"),
+            ("Inter (font)", "SIL Open Font License"),
+            ("DejaVu Sans Mono (font)", "Bitstream"),
+        ] {
+            let (_, section) = text
+                .split_once(&format!("{line}\n{name}\n{line}\n"))
+                .unwrap_or_else(|| panic!("{name} has no section"));
+            let section = section.split(&line).next().unwrap();
+            assert!(section.contains(says), "{name}: {says}");
+        }
+        let empty = of_parts(&|_| Ok(String::new())).unwrap_err();
+        assert!(empty.to_string().contains("is empty"), "{empty}");
+    }
+
+    /// With another Rust, somebody looks at what its standard library is linked with.
+    #[test]
+    fn the_text_about_rust_is_of_the_version_that_builds() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let toolchain: toml::Value =
+            toml::from_str(&read(&root.join("rust-toolchain.toml")).unwrap()).unwrap();
+        let version = toolchain["toolchain"]["channel"].as_str().unwrap();
+        let text = read(&root.join("installer-iso/licences/rust-std.txt")).unwrap();
+        let first = format!("The standard library of Rust {version},");
+        assert!(text.starts_with(&first), "{first}");
+    }
+
+    #[test]
+    fn texts_of_sources_inside_of_a_crate_are_found_and_each_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("vendor/c");
+        std::fs::create_dir_all(&inside).unwrap();
+        for (path, text) in [
+            (folder.path().join("LICENSE"), "one"),
+            (inside.join("COPYING"), "other"),
+            (inside.join("LICENSE.txt"), "one"),
+            (inside.join("license.c"), "code"),
+        ] {
+            std::fs::write(path, text).unwrap();
+        }
+        assert_eq!(licence_files(folder.path()).unwrap(), ["one", "other"]);
     }
 
     #[test]

@@ -11,8 +11,10 @@
     reason = "a command line tool talks to its user"
 )]
 
+mod artefacts;
 mod assemble;
 mod binaries;
+mod bzimage;
 mod cache;
 mod cpio;
 mod disk;
@@ -25,6 +27,8 @@ mod kernel;
 mod licences;
 mod manifest;
 mod options;
+mod parts;
+mod plan;
 mod process;
 mod profile;
 mod release;
@@ -34,6 +38,7 @@ mod splash;
 mod steps;
 mod uki;
 mod userland;
+mod workshop;
 
 use std::process::ExitCode;
 
@@ -50,7 +55,8 @@ Usage: truthdb-image <command> [options]
   disk                         disk images of an installed system: raw, qcow2, fixed VHD
   release                      everything under one version, with sums, provenance and sources
 
-  --kernel FILE     the image's kernel           (default: built, or from the cache)
+  --kernel FILE     the image's kernel, of an ISO the installer's  (default: built, or from the cache)
+  --runtime-kernel FILE  the kernel of the system on an ISO        (default: built, or from the cache)
   --truthdb FILE    the server, static           (default: built)
   --node FILE       truthdb-node, static         (default: built)
   --console FILE    truthdb-console, static      (default: built)
@@ -59,12 +65,16 @@ Usage: truthdb-image <command> [options]
   --splash FILE     BMP shown before Linux starts  (default: drawn)
   --profile NAME    cargo's profile for what is built (default: release)
   --format NAME     raw, qcow2 or vhd, for disk; may be repeated (default: all)
-  --size MIB        size of a disk image                         (default: 8192)
+  --size MIB        size of a disk image; with vhd among the formats all are rounded up to a size that a
+                    VHD can have                                 (default: 8192, with vhd 8253)
   --config FILE     the server's configuration in a disk image   (default: none; the runtime has one)
   --node-config FILE  the node's configuration in a disk image   (default: none; DHCP)
   --sign-key FILE, --sign-certificate FILE   sign the images for Secure Boot, with these in PEM (default: unsigned)
   --debug           kernel messages and the node's log on the serial console
   --out DIR         where artefacts go           (default: target/appliance/VERSION; of a release: dist)
+
+What is given is looked at, and what will be made of what is shown, before any work. A release takes --out and the
+options for signing only.
 ";
 
 fn main() -> ExitCode {

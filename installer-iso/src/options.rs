@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use crate::disk::Format;
+use crate::plan::What;
 
 /// What the command line says; what is not given is built.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Options {
     /// Words behind the command.
     pub(crate) words: Vec<String>,
-    /// The image's kernel.
+    /// The image's kernel; of an ISO the installer's.
     pub(crate) kernel: Option<PathBuf>,
+    /// The kernel of the system on an ISO.
+    pub(crate) runtime_kernel: Option<PathBuf>,
     /// The server.
     pub(crate) truthdb: Option<PathBuf>,
     /// What the node needs around it.
@@ -83,6 +86,7 @@ impl Options {
                 "config" => &mut options.config,
                 "node-config" => &mut options.node_config,
                 "kernel" => &mut options.kernel,
+                "runtime-kernel" => &mut options.runtime_kernel,
                 "truthdb" => &mut options.truthdb,
                 "node" => &mut options.node,
                 "console" => &mut options.console,
@@ -107,6 +111,106 @@ impl Options {
             *place = Some(PathBuf::from(parser.value()?));
         }
         Ok(command.map(|command| (command, options)))
+    }
+
+    /// Names of the options that are given.
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        // Every field: a new one is not forgotten here.
+        let Self {
+            words: _,
+            kernel,
+            runtime_kernel,
+            truthdb,
+            node,
+            console,
+            installer,
+            runtime,
+            splash,
+            profile,
+            sign_key,
+            sign_certificate,
+            debug,
+            out,
+            config,
+            node_config,
+            formats,
+            size_mib,
+        } = self;
+        let all = [
+            ("kernel", kernel.is_some()),
+            ("runtime-kernel", runtime_kernel.is_some()),
+            ("truthdb", truthdb.is_some()),
+            ("node", node.is_some()),
+            ("console", console.is_some()),
+            ("installer", installer.is_some()),
+            ("runtime", runtime.is_some()),
+            ("splash", splash.is_some()),
+            ("profile", profile.is_some()),
+            ("sign-key", sign_key.is_some()),
+            ("sign-certificate", sign_certificate.is_some()),
+            ("debug", *debug),
+            ("out", out.is_some()),
+            ("config", config.is_some()),
+            ("node-config", node_config.is_some()),
+            ("format", !formats.is_empty()),
+            ("size", size_mib.is_some()),
+        ];
+        let given = all.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(name, _)| name).collect()
+    }
+
+    /// Refuses words and options that a command has no use for, so that nobody believes they had one.
+    ///
+    /// # Errors
+    ///
+    /// The first of them.
+    pub(crate) fn check_for(&self, what: What) -> Result<()> {
+        let words = usize::from(matches!(what, What::Kernel(_)));
+        if let Some(word) = self.words.get(words) {
+            bail!("{word:?} is one word too many");
+        }
+        let command = what.command();
+        for name in self.given() {
+            let is_taken = takes(what, name);
+            ensure!(
+                is_taken || what != What::Release,
+                "a release is made from this tree and nothing else, and --{name} would change what is published: it \
+                 takes --out, --sign-key and --sign-certificate only"
+            );
+            ensure!(
+                is_taken,
+                "{command} has no use for --{name} (--help says which options are for what)"
+            );
+            ensure!(
+                self.runtime.is_none() || !is_of_the_system(what, name),
+                "--runtime gives the whole system, and --{name} would change nothing in it: leave one of them away"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Which command takes which option.
+fn takes(what: What, option: &str) -> bool {
+    let makes_an_image = matches!(what, What::Runtime | What::Iso | What::Disk);
+    match option {
+        "out" | "sign-key" | "sign-certificate" => makes_an_image || what == What::Release,
+        "kernel" | "truthdb" | "node" | "console" | "splash" | "profile" | "debug" => {
+            makes_an_image
+        }
+        "runtime" => matches!(what, What::Iso | What::Disk),
+        "runtime-kernel" | "installer" => what == What::Iso,
+        "config" | "node-config" | "format" | "size" => what == What::Disk,
+        _ => false,
+    }
+}
+
+/// Whether an option changes nothing but the system that is installed. On an ISO there is the installer besides.
+fn is_of_the_system(what: What, option: &str) -> bool {
+    match option {
+        "runtime-kernel" | "truthdb" | "node" | "console" => true,
+        "kernel" | "splash" | "debug" => what == What::Disk,
+        _ => false,
     }
 }
 
@@ -136,5 +240,61 @@ mod tests {
         assert!(parse(&["iso", "-k"]).is_err());
         assert_eq!(parse(&["iso", "--help"]).unwrap(), None);
         assert_eq!(parse(&[]).unwrap(), None);
+    }
+
+    fn check(arguments: &[&str], what: What) -> String {
+        let (_, options) = parse(arguments).unwrap().unwrap();
+        match options.check_for(what) {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn every_option_that_is_given_is_listed() {
+        for (arguments, name) in [
+            (&["iso", "--kernel", "x"][..], "kernel"),
+            (&["iso", "--runtime-kernel", "x"], "runtime-kernel"),
+            (&["iso", "--truthdb", "x"], "truthdb"),
+            (&["iso", "--node", "x"], "node"),
+            (&["iso", "--console", "x"], "console"),
+            (&["iso", "--installer", "x"], "installer"),
+            (&["iso", "--runtime", "x"], "runtime"),
+            (&["iso", "--splash", "x"], "splash"),
+            (&["iso", "--profile", "x"], "profile"),
+            (&["iso", "--sign-key", "x"], "sign-key"),
+            (&["iso", "--sign-certificate", "x"], "sign-certificate"),
+            (&["iso", "--debug"], "debug"),
+            (&["iso", "--out", "x"], "out"),
+            (&["disk", "--config", "x"], "config"),
+            (&["disk", "--node-config", "x"], "node-config"),
+            (&["disk", "--format", "raw"], "format"),
+            (&["disk", "--size", "9000"], "size"),
+        ] {
+            let (_, options) = parse(arguments).unwrap().unwrap();
+            assert_eq!(options.given(), [name]);
+            let is_for_a_release = ["out", "sign-key", "sign-certificate"].contains(&name);
+            let refused = check(arguments, What::Release);
+            assert_eq!(refused.is_empty(), is_for_a_release, "{name}: {refused}");
+            assert!(is_for_a_release || refused.contains(&format!("--{name}")));
+        }
+    }
+
+    #[test]
+    fn an_option_that_would_do_nothing_is_refused() {
+        assert_eq!(check(&["iso", "--runtime-kernel", "x"], What::Iso), "");
+        for what in [What::Runtime, What::Disk] {
+            let said = check(&["any", "--runtime-kernel", "x"], what);
+            assert!(said.contains("no use for --runtime-kernel"), "{said}");
+        }
+        let said = check(&["iso", "--size", "9000"], What::Iso);
+        assert!(said.contains("no use for --size"), "{said}");
+        let said = check(&["iso", "again"], What::Iso);
+        assert!(said.contains("one word too many"), "{said}");
+        let given = ["any", "--runtime", "r", "--kernel", "k"];
+        assert_eq!(check(&given, What::Iso), "", "the installer's");
+        assert!(check(&given, What::Disk).contains("leave one of them away"));
+        let given = ["iso", "--runtime", "r", "--truthdb", "t"];
+        assert!(check(&given, What::Iso).contains("leave one of them away"));
     }
 }

@@ -12,25 +12,36 @@ const TAIL_LINES: usize = 30;
 const UNITS_PER_LINE: usize = 250;
 
 /// Tools and the Debian package that each comes in.
-const PACKAGES: [(&str, &str); 17] = [
+const PACKAGES: [(&str, &str); 26] = [
     ("apt-get", "apt"),
     ("bison", "bison"),
     ("bc", "bc"),
+    ("cp", "coreutils"),
+    ("date", "coreutils"),
     ("dpkg-deb", "dpkg"),
     ("flex", "flex"),
     ("gcc", "gcc"),
+    ("git", "git"),
+    ("gzip", "gzip"),
+    ("ld", "binutils"),
     ("make", "make"),
     ("musl-gcc", "musl-tools"),
     ("nice", "coreutils"),
+    ("openssl", "openssl"),
     ("patch", "patch"),
     ("qemu-img", "qemu-utils"),
     ("sbsign", "sbsigntool"),
+    ("sh", "dash"),
+    ("sha256sum", "coreutils"),
     ("strip", "binutils"),
     ("tar", "tar"),
     ("xorriso", "xorriso"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
+    ("bzip2", "bzip2"),
 ];
+/// Tools of Rust, which no package brings in the version that is wanted.
+const OF_RUST: [&str; 2] = ["cargo", "rustc"];
 
 /// A tool, with nothing of the user's locale and time zone in its environment.
 pub(crate) fn tool(name: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -121,16 +132,22 @@ fn line_of(command: &Command) -> String {
 }
 
 fn cannot_start(command: &Command, error: std::io::Error) -> anyhow::Error {
-    let program = command.get_program().to_string_lossy().into_owned();
     if error.kind() != std::io::ErrorKind::NotFound {
         return anyhow::Error::new(error).context(format!("cannot start `{}`", line_of(command)));
     }
-    match PACKAGES.iter().find(|(tool, _)| *tool == program) {
+    let program = Path::new(command.get_program());
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    if OF_RUST.contains(&&*name) {
+        return anyhow::anyhow!(
+            "{name} is not installed: rustup brings it, in the version that rust-toolchain.toml names"
+        );
+    }
+    match PACKAGES.iter().find(|(tool, _)| *tool == name) {
         Some((_, package)) => anyhow::anyhow!(
-            "{program} is not installed: `apt-get install {package}` brings it \
+            "{name} is not installed: `apt-get install {package}` brings it \
              (`cargo xtask image` installs what is missing by itself)"
         ),
-        None => anyhow::anyhow!("{program} is not there"),
+        None => anyhow::anyhow!("{} is not there", program.display()),
     }
 }
 
@@ -189,6 +206,44 @@ mod tests {
             error.to_string().contains("apt-get install xorriso"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn every_tool_that_is_started_has_its_advice() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut names = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            for (_, rest) in text
+                .match_indices("tool(\"")
+                .map(|(at, _)| text.split_at(at + 6))
+            {
+                let name = rest.split('"').next().unwrap();
+                // The script of a source package that was unpacked before.
+                if name == "../configure" {
+                    continue;
+                }
+                names += 1;
+                let error = cannot_start(&Command::new(name), std::io::ErrorKind::NotFound.into());
+                assert!(error.to_string().contains("brings it"), "{name}: {error}");
+            }
+        }
+        assert!(names > 20, "{names}");
+        for named_elsewhere in [
+            "cargo",
+            "/usr/bin/cargo",
+            "rustc",
+            "gzip",
+            "ld",
+            "xz",
+            "bzip2",
+        ] {
+            let error = cannot_start(
+                &Command::new(named_elsewhere),
+                std::io::ErrorKind::NotFound.into(),
+            );
+            assert!(error.to_string().contains("brings it"), "{error}");
+        }
     }
 
     #[test]

@@ -1,11 +1,11 @@
-//! What an image is: a declarative value, validated and shown before work starts, and the list of its files.
+//! What an image is: a declarative value, and the list of its files.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cpio::{Archive, Node};
+use crate::manifest::Manifest;
 use crate::process;
 
 /// Characters that make BusyBox init start a shell for a line of its table.
@@ -67,6 +67,29 @@ impl Kind {
     }
 }
 
+/// A pinned input: a key of `os-release`, behind `TRUTHDB_`, and its value.
+pub(crate) type Pin = (&'static str, String);
+
+/// The pins that every image has.
+pub(crate) fn pins_of(manifest: &Manifest) -> Result<Vec<Pin>> {
+    let stub = &manifest.stub;
+    Ok(vec![
+        ("STUB", format!("{} {}", stub.package, stub.version)),
+        ("BUSYBOX", manifest.source("busybox")?.version.clone()),
+        ("E2FSPROGS", manifest.source("e2fsprogs")?.version.clone()),
+    ])
+}
+
+/// The kernel's command line.
+pub(crate) fn command_line(debug: bool) -> String {
+    if debug {
+        let loud = COMMAND_LINE.replace(" quiet loglevel=1", " loglevel=7");
+        format!("{loud} truthdb.debug")
+    } else {
+        COMMAND_LINE.to_owned()
+    }
+}
+
 /// An image before it is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Profile {
@@ -78,6 +101,10 @@ pub(crate) struct Profile {
     pub(crate) debug: bool,
     /// The kernel.
     pub(crate) kernel: PathBuf,
+    /// What the kernel calls itself.
+    pub(crate) release: String,
+    /// The pinned inputs, as `os-release` names them.
+    pub(crate) pins: Vec<Pin>,
     /// Programs by their path in the image.
     pub(crate) programs: Vec<(String, PathBuf)>,
     /// Other files by their path in the image.
@@ -89,27 +116,27 @@ pub(crate) struct Profile {
 impl Profile {
     /// The kernel's command line.
     pub(crate) fn command_line(&self) -> String {
-        if self.debug {
-            let loud = COMMAND_LINE.replace(" quiet loglevel=1", " loglevel=7");
-            format!("{loud} truthdb.debug")
-        } else {
-            COMMAND_LINE.to_owned()
-        }
+        command_line(self.debug)
     }
 
-    /// `os-release`, for whoever looks at the image with a tool that knows UKIs.
-    pub(crate) fn os_release(&self, kernel_version: &str) -> String {
+    /// `os-release`, for whoever looks at the image with a tool that knows UKIs, and for the programs in it.
+    pub(crate) fn os_release(&self) -> String {
         let name = match self.kind {
             Kind::Runtime => "TruthDB",
             Kind::Installer => "TruthDB Installer",
         };
         let version = &self.version;
-        format!(
+        let mut text = format!(
             "ID=truthdb\nNAME=\"{name}\"\nPRETTY_NAME=\"{name} {version}\"\n\
              VERSION_ID={version}\nIMAGE_ID=truthdb-{}\nIMAGE_VERSION={version}\n\
-             TRUTHDB_KERNEL=\"{kernel_version}\"\n",
-            self.kind.folder()
-        )
+             TRUTHDB_KERNEL=\"{}\"\n",
+            self.kind.folder(),
+            self.release
+        );
+        for (key, value) in &self.pins {
+            text.push_str(&format!("TRUTHDB_{key}=\"{value}\"\n"));
+        }
+        text
     }
 
     /// Whether everything that it names is there and fits together.
@@ -138,9 +165,9 @@ impl Profile {
     /// # Errors
     ///
     /// A file that cannot be read, or a line of `/etc/inittab` that would need a shell.
-    pub(crate) fn initramfs(&self, root: &Path, kernel_version: &str) -> Result<Archive> {
+    pub(crate) fn initramfs(&self, root: &Path) -> Result<Archive> {
         let mut archive = Archive::default();
-        let content = self.os_release(kernel_version).into_bytes();
+        let content = self.os_release().into_bytes();
         archive.add(
             "etc/os-release",
             Node::File {
@@ -178,27 +205,6 @@ impl Profile {
         }
         check_inittab(&archive)?;
         Ok(archive)
-    }
-}
-
-/// Shown before work starts.
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "      image         {} {}",
-            self.kind.artefact(),
-            self.version
-        )?;
-        writeln!(f, "      kernel        {}", self.kernel.display())?;
-        writeln!(f, "      command line  {}", self.command_line())?;
-        for (to, from) in self.programs.iter().chain(&self.payload) {
-            writeln!(f, "      /{to:<28} {}", from.display())?;
-        }
-        match &self.splash {
-            Some(splash) => write!(f, "      splash        {}", splash.display()),
-            None => write!(f, "      splash        none"),
-        }
     }
 }
 
@@ -281,6 +287,8 @@ mod tests {
             version: "0.1.0".into(),
             debug: false,
             kernel: program.clone(),
+            release: "6.12.117-truthdb".into(),
+            pins: pins_of(&toml::from_str(crate::manifest::tests::ours()).unwrap()).unwrap(),
             programs: programs.collect(),
             payload: Vec::new(),
             splash: None,
@@ -291,9 +299,7 @@ mod tests {
     fn both_images_are_whole_and_have_no_shell() {
         let folder = tempfile::tempdir().unwrap();
         for kind in [Kind::Runtime, Kind::Installer] {
-            let archive = profile(kind, folder.path())
-                .initramfs(&root(), "6.12")
-                .unwrap();
+            let archive = profile(kind, folder.path()).initramfs(&root()).unwrap();
             let paths: Vec<&str> = archive.entries().map(|(path, _)| path).collect();
             assert!(
                 ["sbin/init", "dev/console", "etc/os-release"]
@@ -307,6 +313,25 @@ mod tests {
                 assert!(!shells.contains(&name), "{path}");
             }
         }
+    }
+
+    /// What the installer's `--version` reads: a changed key is changed there too.
+    #[test]
+    fn an_image_says_what_it_is_made_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut profile = profile(Kind::Runtime, folder.path());
+        profile.pins = vec![("STUB", "systemd-boot-efi 252".into())];
+        assert_eq!(
+            profile.os_release(),
+            "ID=truthdb\nNAME=\"TruthDB\"\nPRETTY_NAME=\"TruthDB 0.1.0\"\nVERSION_ID=0.1.0\n\
+             IMAGE_ID=truthdb-runtime\nIMAGE_VERSION=0.1.0\nTRUTHDB_KERNEL=\"6.12.117-truthdb\"\n\
+             TRUTHDB_STUB=\"systemd-boot-efi 252\"\n"
+        );
+        let manifest: Manifest = toml::from_str(crate::manifest::tests::ours()).unwrap();
+        let pins = pins_of(&manifest).unwrap();
+        let keys: Vec<&str> = pins.iter().map(|(key, _)| *key).collect();
+        assert_eq!(keys, ["STUB", "BUSYBOX", "E2FSPROGS"]);
+        assert!(pins[0].1.ends_with(&manifest.stub.version));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A release: everything that is published, in a folder named by its version, with sums, provenance, and the sources of
 //! what is under the GPL. Nothing is published from a tree that is not committed, and no version twice.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -9,11 +9,15 @@ use serde_json::{Value, json};
 use crate::disk::Format;
 use crate::fetch;
 use crate::hash;
-use crate::images::{self, ISO, RUNTIME_PACKAGES, Workshop};
+use crate::images::{self, ISO};
 use crate::kernel::Kernel;
 use crate::options::Options;
+use crate::parts::{Contents, Part};
+use crate::plan::What;
 use crate::process::{self, output, tool};
 use crate::sign::Signer;
+use crate::steps::Steps;
+use crate::workshop::{PACKAGES, Workshop};
 
 /// The list of sums.
 const SUMS: &str = "SHA256SUMS";
@@ -31,46 +35,53 @@ const RECIPES: [&str; 8] = [
     "LICENSE",
 ];
 
+/// Steps after the images.
+const OWN_STEPS: usize = 3;
+
 /// `truthdb-image release`.
 ///
 /// # Errors
 ///
-/// A tree that is not committed, a version that is there already, or those of the builds.
+/// Options that would change what is published, a tree that is not committed, a version that is there already, or those
+/// of the builds.
 pub(crate) fn release(options: &Options) -> Result<()> {
+    options.check_for(What::Release)?;
+    let mut workshop = Workshop::open(options)?;
     let place = options.out.clone().unwrap_or_else(|| "dist".into());
-    let probe = Workshop::open(&Options {
-        out: Some(place.clone()),
-        ..Options::default()
-    })?;
-    let folder = place.join(format!("truthdb-{}", probe.version));
-    may_release(&probe.version, &folder)?;
+    let version = workshop.version.clone();
+    let folder = place.join(format!("truthdb-{version}"));
+    may_release(&version, &folder)?;
     // Made under another name: a folder with a version's name is whole.
-    let making = place.join(format!("making-truthdb-{}", probe.version));
+    let making = place.join(format!("making-truthdb-{version}"));
+    workshop.out.clone_from(&making);
     if making.exists() {
         std::fs::remove_dir_all(&making).context("removing what an earlier try left")?;
     }
-    build(options, &making)?;
-    let workshop = Workshop::open(&Options {
-        out: Some(making.clone()),
-        ..options.clone()
+    let plan = workshop.plan(What::Release, options)?;
+    println!("{plan}");
+    std::fs::create_dir_all(&making).with_context(|| process::disk_advice(&making))?;
+    let images = images::RUNTIME_STEPS + images::disk_steps(&plan) + images::ISO_STEPS;
+    let mut steps = Steps::new(images + OWN_STEPS);
+    let system = images::make_runtime(&workshop, &plan, &mut steps)?;
+    images::make_disk(&workshop, &plan, &system, &mut steps)?;
+    images::make_iso(&workshop, &plan, &system, &mut steps)?;
+    steps.run("programs, kernels, container", || {
+        collect(&workshop, &system.contents)
     })?;
-    collect(&workshop)?;
-    sources(&workshop)?;
-    provenance(&workshop)?;
-    let after = Workshop::open(&Options {
-        out: Some(making.clone()),
-        ..Options::default()
-    })?;
+    steps.run("sources", || sources(&workshop))?;
+    steps.run("provenance", || provenance(&workshop))?;
+    let after = Workshop::open(&Options::default())?;
     ensure!(
-        after.version == probe.version,
-        "the tree changed while the release was made: it began as {} and is {}. Nothing is published; leave the tree \
-         alone, and start again",
-        probe.version,
+        after.version == version,
+        "the tree changed while the release was made: it began as {version} and is {}. Nothing is published; leave the \
+         tree alone, and start again",
         after.version
     );
     std::fs::remove_dir_all(workshop.scratch()).context("removing what lies between the steps")?;
     let count = sums(&making)?;
     publish(&making, &folder)?;
+    workshop.out.clone_from(&folder);
+    print!("{}", images::summary(&workshop, &steps));
     println!("{count} files: {}", folder.display());
     Ok(())
 }
@@ -102,67 +113,59 @@ fn may_release(version: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All images.
-fn build(options: &Options, out: &Path) -> Result<()> {
-    let with = |runtime: Option<PathBuf>| Options {
-        out: Some(out.to_owned()),
-        runtime,
-        ..options.clone()
-    };
-    let runtime = out.join("TruthDBRuntime.efi");
-    images::runtime(&with(None))?;
-    images::disk(&with(Some(runtime.clone())))?;
-    images::iso(&with(Some(runtime)))
-}
-
 /// Programs, kernels and the context of a container, beside the images.
-fn collect(workshop: &Workshop) -> Result<()> {
+fn collect(workshop: &Workshop, system: &Contents) -> Result<()> {
     let out = &workshop.out;
     let copy = |from: &Path, to: &str| {
         std::fs::copy(from, out.join(to)).with_context(|| process::disk_advice(&out.join(to)))
     };
     let programs = workshop.scratch().join("programs");
-    for package in RUNTIME_PACKAGES.iter().chain(&["truthdb-installer"]) {
+    for package in PACKAGES {
         let name = format!("{package}-x86_64-linux");
         copy(&programs.join(package), &name)?;
-        workshop.describe(&name, &[package])?;
+        workshop.describe(&name, &Contents::program(package))?;
     }
     for kernel in [Kernel::Installer, Kernel::Runtime] {
-        let (image, _) = workshop.kernel(kernel, None)?;
+        let image = workshop.kernel(kernel, None)?.path;
         let name = format!("vmlinuz-{}", kernel.name());
         copy(&image, &name)?;
         copy(&image.with_file_name("config"), &format!("{name}.config"))?;
-        workshop.describe(&name, &[])?;
+        workshop.describe(&name, &Contents::of(&[Part::Linux]))?;
     }
-    copy(&workshop.scratch().join("licences.txt"), "LICENCES.txt")?;
+    copy(&workshop.licences()?, "LICENCES.txt")?;
     container(workshop, &programs.join("truthdb"))?;
     for format in [Format::Raw, Format::Vhd] {
-        packed(workshop, format.artefact())?;
+        packed(workshop, format.artefact(), system)?;
     }
     ensure!(out.join(ISO).is_file(), "the ISO is missing");
     Ok(())
 }
 
 /// Packs a disk image, which is large and mostly holes.
-fn packed(workshop: &Workshop, name: &str) -> Result<()> {
-    let out = &workshop.out;
-    for side in ["sha256", "cdx.json"] {
-        let path = out.join(format!("{name}.{side}"));
-        std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-    }
+fn packed(workshop: &Workshop, name: &str, system: &Contents) -> Result<()> {
+    workshop.forget(name)?;
     output(
         tool("zstd")
             .args(["-q", "-9", "-f", "--rm"])
-            .arg(out.join(name)),
+            .arg(workshop.out.join(name)),
     )?;
-    workshop.describe(&format!("{name}.zst"), &RUNTIME_PACKAGES)
+    workshop.describe(&format!("{name}.zst"), system)
 }
 
 /// What `docker build` takes to make an image with the server and nothing else.
 fn container(workshop: &Workshop, program: &Path) -> Result<()> {
     let folder = workshop.scratch().join("container");
+    let name = "truthdb-container.tar.gz";
+    let licences = workshop.licences()?;
+    container_context(&folder, program, &licences)?;
+    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))?;
+    workshop.describe(name, &Contents::program("truthdb"))
+}
+
+/// The files of it, in an empty folder.
+fn container_context(folder: &Path, program: &Path, licences: &Path) -> Result<()> {
     if folder.exists() {
-        std::fs::remove_dir_all(&folder).context("emptying the scratch folder")?;
+        std::fs::remove_dir_all(folder).context("emptying the scratch folder")?;
     }
     let dockerfile = "# docker build --tag truthdb:VERSION .\n\
         FROM scratch\n\
@@ -174,15 +177,10 @@ fn container(workshop: &Workshop, program: &Path) -> Result<()> {
         ENTRYPOINT [\"/truthdb\"]\n\
         CMD [\"--data\", \"/data\", \"serve\", \"--init-if-empty\"]\n";
     process::write(&folder.join("Dockerfile"), dockerfile.as_bytes())?;
-    for (from, name) in [
-        (program.to_owned(), "truthdb"),
-        (workshop.scratch().join("licences.txt"), "LICENCES.txt"),
-    ] {
-        std::fs::copy(&from, folder.join(name)).with_context(|| process::disk_advice(&folder))?;
+    for (from, name) in [(program, "truthdb"), (licences, "LICENCES.txt")] {
+        std::fs::copy(from, folder.join(name)).with_context(|| process::disk_advice(folder))?;
     }
-    let name = "truthdb-container.tar.gz";
-    archive(workshop, &folder, &["."], name)?;
-    workshop.describe(name, &["truthdb"])
+    Ok(())
 }
 
 /// The sources of the parts under the GPL, and what a rebuild takes.
@@ -212,12 +210,7 @@ fn sources(workshop: &Workshop) -> Result<()> {
         std::fs::copy(file, folder.join(name)).with_context(|| process::disk_advice(&folder))?;
     }
     let recipes = folder.join("recipes.tar.gz");
-    archive(
-        workshop,
-        &workshop.root,
-        &RECIPES,
-        &recipes.to_string_lossy(),
-    )?;
+    archive(&workshop.root, &RECIPES, workshop.epoch, &recipes)?;
     let readme = format!(
         "The sources of the parts of TruthDB {} that are under the GPL, as they were used: upstream's and Debian's \n\
          files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the configurations and the program that builds them\n\
@@ -227,75 +220,105 @@ fn sources(workshop: &Workshop) -> Result<()> {
     );
     process::write(&folder.join("README.txt"), readme.as_bytes())?;
     let name = format!("truthdb-{}-sources.tar", workshop.version);
-    archive(workshop, &folder, &["."], &name)
+    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))
 }
 
 /// A tar archive of files below a folder, with the commit's time and root as owner of everything.
-fn archive(workshop: &Workshop, folder: &Path, files: &[&str], name: &str) -> Result<()> {
-    let to = std::path::absolute(workshop.out.join(name)).context("the place of an archive")?;
+fn archive(folder: &Path, files: &[&str], epoch: u64, to: &Path) -> Result<()> {
+    let to = std::path::absolute(to).context("the place of an archive")?;
     let mut tar = tool("tar");
     tar.arg("-C")
         .arg(folder)
         .args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"])
-        .arg(format!("--mtime=@{}", workshop.epoch))
+        .arg(format!("--mtime=@{epoch}"))
         .args(["--mode=u=rwX,go=rX", "--format=posix"])
         .arg("--pax-option=delete=atime,delete=ctime");
-    if name.ends_with(".gz") {
+    if to.extension().is_some_and(|end| end == "gz") {
         tar.args(["--use-compress-program", "gzip -n"]);
     }
     output(tar.arg("-cf").arg(&to).args(files)).map(|_| ())
 }
 
-/// Where the artefacts came from, in the form of in-toto and SLSA, so that tools can read it. It is not signed.
+/// Where the artefacts came from, into its file.
 fn provenance(workshop: &Workshop) -> Result<()> {
-    let git = |arguments: &[&str]| -> Result<String> {
-        let said = output(tool("git").current_dir(&workshop.root).args(arguments))?;
-        Ok(said.trim().to_owned())
-    };
-    let version_of = |program: &str| -> Result<String> {
+    let said = output(
+        tool("git")
+            .current_dir(&workshop.root)
+            .args(["rev-parse", "HEAD"]),
+    )?;
+    let version_of = |program: &str| -> Result<(String, String)> {
         let said = output(tool(program).arg("--version"))?;
-        Ok(said.lines().next().unwrap_or_default().to_owned())
+        let first = said.lines().next().unwrap_or_default();
+        Ok((program.to_owned(), first.to_owned()))
     };
-    let lock = hash::of_file(&workshop.root.join("Cargo.lock"))?;
-    let manifest = hash::of_file(&workshop.root.join("installer-iso/manifest.toml"))?;
-    let tools: Vec<Value> = [
+    let tools = [
         "rustc", "gcc", "musl-gcc", "ld", "xorriso", "qemu-img", "tar",
-    ]
-    .into_iter()
-    .map(|program| Ok(json!({ "name": program, "version": version_of(program)? })))
-    .collect::<Result<_>>()?;
-    let subjects: Vec<Value> = files(&workshop.out)?
-        .into_iter()
-        .map(|name| {
-            let sha256 = hash::of_file(&workshop.out.join(&name))?;
-            Ok(json!({ "name": name, "digest": { "sha256": sha256 } }))
-        })
-        .collect::<Result<_>>()?;
-    let signer = workshop
-        .signer
-        .as_ref()
-        .map(Signer::fingerprint)
-        .transpose()?;
-    let statement = json!({
-        "_type": "https://in-toto.io/Statement/v1",
-        "subject": subjects,
-        "predicateType": "https://slsa.dev/provenance/v1",
-        "predicate": {
-            "buildDefinition": {
-                "buildType": "cargo xtask release",
-                "externalParameters": { "version": workshop.version, "signingCertificateSha256": signer },
-                "internalParameters": { "tools": tools },
-                "resolvedDependencies": [
-                    { "name": "the repository", "digest": { "gitCommit": git(&["rev-parse", "HEAD"])? } },
-                    { "name": "Cargo.lock", "digest": { "sha256": lock } },
-                    { "name": "installer-iso/manifest.toml", "digest": { "sha256": manifest } },
-                ],
-            },
-            "runDetails": { "builder": { "id": "truthdb-image" } },
-        },
-    });
-    let text = format!("{statement:#}\n");
+    ];
+    let names = files(&workshop.out)?.into_iter();
+    let hashed = |name: String| {
+        let sha256 = hash::of_file(&workshop.out.join(&name))?;
+        Ok((name, sha256))
+    };
+    let signer = workshop.signer.as_ref();
+    let origin = Origin {
+        version: workshop.version.clone(),
+        commit: said.trim().to_owned(),
+        signer: signer.map(Signer::fingerprint).transpose()?,
+        lock: hash::of_file(&workshop.root.join("Cargo.lock"))?,
+        manifest: hash::of_file(&workshop.root.join("installer-iso/manifest.toml"))?,
+        tools: tools.into_iter().map(version_of).collect::<Result<_>>()?,
+        artefacts: names.map(hashed).collect::<Result<_>>()?,
+    };
+    let text = format!("{:#}\n", origin.statement());
     process::write(&workshop.out.join(PROVENANCE), text.as_bytes())
+}
+
+/// What the provenance says.
+struct Origin {
+    version: String,
+    commit: String,
+    /// Hash of the certificate that the images are signed for.
+    signer: Option<String>,
+    /// Hash of the list of crates.
+    lock: String,
+    /// Hash of the list of everything else.
+    manifest: String,
+    /// Programs and what they say of their version.
+    tools: Vec<(String, String)>,
+    /// Names and hashes.
+    artefacts: Vec<(String, String)>,
+}
+
+impl Origin {
+    /// In the form of in-toto and SLSA, so that tools can read it. It is not signed.
+    fn statement(&self) -> Value {
+        let tools = self.tools.iter();
+        let tools: Vec<Value> = tools
+            .map(|(name, version)| json!({ "name": name, "version": version }))
+            .collect();
+        let artefacts = self.artefacts.iter();
+        let subjects: Vec<Value> = artefacts
+            .map(|(name, sha256)| json!({ "name": name, "digest": { "sha256": sha256 } }))
+            .collect();
+        json!({
+            "_type": "https://in-toto.io/Statement/v1",
+            "subject": subjects,
+            "predicateType": "https://slsa.dev/provenance/v1",
+            "predicate": {
+                "buildDefinition": {
+                    "buildType": "cargo xtask release",
+                    "externalParameters": { "version": self.version, "signingCertificateSha256": self.signer },
+                    "internalParameters": { "tools": tools },
+                    "resolvedDependencies": [
+                        { "name": "the repository", "digest": { "gitCommit": self.commit } },
+                        { "name": "Cargo.lock", "digest": { "sha256": self.lock } },
+                        { "name": "installer-iso/manifest.toml", "digest": { "sha256": self.manifest } },
+                    ],
+                },
+                "runDetails": { "builder": { "id": "truthdb-image" } },
+            },
+        })
+    }
 }
 
 /// The files of a folder, sorted; no folders.
@@ -354,5 +377,76 @@ mod tests {
             .output()
             .unwrap();
         assert!(checked.status.success(), "{checked:?}");
+    }
+
+    #[test]
+    fn archives_repeat_and_name_nobody() {
+        let archives: Vec<(Vec<u8>, Vec<u8>)> = ["one", "other"]
+            .map(|name| {
+                let scratch = tempfile::tempdir().unwrap();
+                let folder = scratch.path().join(name);
+                process::write(&folder.join("b"), b"two").unwrap();
+                process::write(&folder.join("a/within"), b"one").unwrap();
+                let [plain, packed] = ["x.tar", "x.tar.gz"].map(|to| scratch.path().join(to));
+                for to in [&plain, &packed] {
+                    archive(&folder, &["."], 1_700_000_000, to).unwrap();
+                }
+                let listed = output(tool("tar").arg("-tvf").arg(&packed)).unwrap();
+                let lines: Vec<&str> = listed.lines().collect();
+                assert_eq!(lines.len(), 4, "{listed}");
+                let of_root = |line: &&str| line.contains(" 0/0 ") && line.contains(" 2023-11-14 ");
+                assert!(lines.iter().all(of_root), "{listed}");
+                assert!(lines[2].ends_with(" ./a/within"), "{listed}");
+                [plain, packed].map(|to| std::fs::read(to).unwrap()).into()
+            })
+            .into();
+        assert!(archives[0] == archives[1], "two folders, two archives");
+        assert!(archives[0].1.starts_with(&[0x1f, 0x8b]), "packed");
+    }
+
+    #[test]
+    fn a_container_has_the_server_the_licences_and_nothing_else() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("container");
+        let [program, licences] = ["p", "l"].map(|name| scratch.path().join(name));
+        std::fs::write(&program, "program").unwrap();
+        std::fs::write(&licences, "licences").unwrap();
+        process::write(&folder.join("left"), b"by an earlier try").unwrap();
+        container_context(&folder, &program, &licences).unwrap();
+        assert_eq!(
+            files(&folder).unwrap(),
+            ["Dockerfile", "LICENCES.txt", "truthdb"]
+        );
+        let dockerfile = std::fs::read_to_string(folder.join("Dockerfile")).unwrap();
+        for line in dockerfile.lines().filter(|line| line.starts_with("COPY ")) {
+            let name = line.split(' ').nth(1).unwrap();
+            assert!(folder.join(name).is_file(), "{line}");
+        }
+        assert!(dockerfile.contains("FROM scratch\n") && dockerfile.contains("USER 100:100\n"));
+    }
+
+    #[test]
+    fn the_provenance_names_every_artefact_and_every_list_of_inputs() {
+        let origin = Origin {
+            version: "0.1.0-gabc".into(),
+            commit: "abcdef".into(),
+            signer: None,
+            lock: "1".into(),
+            manifest: "2".into(),
+            tools: vec![("gcc".into(), "gcc 12".into())],
+            artefacts: vec![("a.iso".into(), "3".into()), ("b".into(), "4".into())],
+        };
+        let statement = origin.statement();
+        assert_eq!(statement["_type"], "https://in-toto.io/Statement/v1");
+        assert_eq!(statement["subject"][0]["name"], "a.iso");
+        assert_eq!(statement["subject"][1]["digest"]["sha256"], "4");
+        let built = &statement["predicate"]["buildDefinition"];
+        assert_eq!(built["externalParameters"]["version"], "0.1.0-gabc");
+        assert!(built["externalParameters"]["signingCertificateSha256"].is_null());
+        let inputs = &built["resolvedDependencies"];
+        assert_eq!(inputs[0]["digest"]["gitCommit"], "abcdef");
+        assert_eq!(inputs[1]["digest"]["sha256"], "1");
+        assert_eq!(inputs[2]["digest"]["sha256"], "2");
+        assert_eq!(built["internalParameters"]["tools"][0]["version"], "gcc 12");
     }
 }

@@ -39,7 +39,7 @@ impl Steps {
     /// What took how long.
     pub(crate) fn summary(&self) -> String {
         let line = |(name, taken): &(String, Duration)| {
-            format!("      {name:<32} {:>8.1} s\n", taken.as_secs_f64())
+            format!("      {name:<40} {:>8.1} s\n", taken.as_secs_f64())
         };
         self.taken.iter().map(line).collect()
     }

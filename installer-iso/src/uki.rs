@@ -76,6 +76,74 @@ pub(crate) fn append(stub: &[u8], sections: &[Section<'_>]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
+/// Looks at a finished image as firmware and stub will: the wanted sections are there, have content, and begin at
+/// pages; every section lies within `SizeOfImage` and within the file, and none on another. Not all of the stub's own
+/// begin at pages.
+///
+/// # Errors
+///
+/// The first thing that is wrong.
+pub(crate) fn check(image: &[u8], wanted: &[&str]) -> Result<()> {
+    let layout = Layout::read(image)?;
+    let sections = layout.sections(image)?;
+    for name in wanted {
+        let found = sections
+            .iter()
+            .find(|section| section.name == name.as_bytes());
+        let found = found.with_context(|| format!("section {name} is missing"))?;
+        ensure!(found.memory_bytes > 0, "section {name} is empty");
+        ensure!(
+            found.address.is_multiple_of(PAGE_BYTES),
+            "section {name} begins at {:#x}, within a page",
+            found.address
+        );
+    }
+    let image_bytes = u64::from(u32_at(image, layout.optional + 56)?);
+    ensure!(
+        image_bytes.is_multiple_of(u64::from(layout.section_align)),
+        "SizeOfImage, {image_bytes}, is no multiple of the sections' alignment"
+    );
+    let headers = (
+        "the headers".to_owned(),
+        0,
+        u64::try_from(layout.headers_bytes)?,
+    );
+    let mut in_memory = vec![headers.clone()];
+    let mut in_file = vec![headers];
+    for section in &sections {
+        let name = format!("section {}", String::from_utf8_lossy(&section.name));
+        let [address, bytes] = [section.address, section.memory_bytes].map(u64::from);
+        in_memory.push((name.clone(), address, address + bytes));
+        let [at, bytes] = [section.file_at, section.file_bytes].map(u64::from);
+        // A section without content in the file, as `.bss`.
+        if bytes > 0 {
+            in_file.push((name, at, at + bytes));
+        }
+    }
+    apart(in_memory, image_bytes, "SizeOfImage")?;
+    apart(in_file, u64::try_from(image.len())?, "the file")
+}
+
+/// Whether ranges lie below `end`, and none on another.
+fn apart(mut ranges: Vec<(String, u64, u64)>, end: u64, what: &str) -> Result<()> {
+    ranges.sort_by_key(|(_, first, last)| (*first, *last));
+    for (name, _, last) in &ranges {
+        ensure!(
+            *last <= end,
+            "{name} ends at {last:#x}, beyond {what}, {end:#x}"
+        );
+    }
+    for pair in ranges.windows(2) {
+        if let [(below, _, last), (above, first, _)] = pair {
+            ensure!(
+                last <= first,
+                "{above} begins at {first:#x}, within {below}"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// The content of a section of an image; `None` if it has none of that name.
 ///
 /// # Errors
@@ -250,6 +318,58 @@ pub(crate) mod tests {
         // .text ends at 0x1123, so: .osrel in one page from 0x2000, .linux in two from 0x3000.
         assert_eq!(u32_at(&image, layout.optional + 56).unwrap(), 0x5000);
         assert_eq!(u32_at(&image, layout.coff + 4).unwrap(), 0, "no time stamp");
+    }
+
+    #[test]
+    fn what_firmware_would_stumble_over_is_found() {
+        let wanted = [".osrel", ".linux"];
+        let image = append(&stub(2), &[(".osrel", b"ID=x\n"), (".linux", &[7; 5000])]).unwrap();
+        check(&image, &wanted).unwrap();
+        let error = |image: &[u8], wanted: &[&str]| check(image, wanted).unwrap_err().to_string();
+        assert!(error(&image, &[".initrd"]).contains(".initrd is missing"));
+        // Headers of sections: .text at 0xc8, then .osrel and .linux. In each, from byte 8 on: size, address, and both
+        // again in the file.
+        let [osrel, linux] = [0xc8 + HEADER_BYTES, 0xc8 + 2 * HEADER_BYTES];
+        let with = |at: usize, value: u32| {
+            let mut changed = image.clone();
+            put(&mut changed, at, &value.to_le_bytes());
+            changed
+        };
+        for (changed, says) in [
+            (with(linux + 8, 0), "section .linux is empty"),
+            (with(linux + 12, 0x3200), "within a page"),
+            (
+                with(linux + 12, 0x2000),
+                "begins at 0x2000, within section .osrel",
+            ),
+            (with(linux + 12, 0x4000), "beyond SizeOfImage"),
+            (
+                with(osrel + 16, 0x400),
+                "begins at 0x600, within section .osrel",
+            ),
+            (with(linux + 20, 0x2000), "beyond the file"),
+            (with(osrel + 20, 0), "within the headers"),
+            (with(0x58 + 56, 0x5001), "no multiple"),
+            (with(0x58 + 56, 0x4000), "beyond SizeOfImage"),
+        ] {
+            let said = error(&changed, &wanted);
+            assert!(said.contains(says), "{says}: {said}");
+        }
+        for end in 0..image.len() {
+            // Cut anywhere: an error, never a panic.
+            assert!(check(&image[..end], &wanted).is_err());
+        }
+    }
+
+    /// Where Debian's package is installed: the file that images begin with has its own peculiarities.
+    #[test]
+    fn an_image_on_the_real_stub_is_as_firmware_wants_it() {
+        let Ok(stub) = std::fs::read("/usr/lib/systemd/boot/efi/linuxx64.efi.stub") else {
+            eprintln!("skipped: systemd-boot-efi is not installed; the builder checks every image");
+            return;
+        };
+        let image = append(&stub, &[(".initrd", &[1; 9000]), (".linux", &[2; 70_000])]).unwrap();
+        check(&image, &[".text", ".sbat", ".initrd", ".linux"]).unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::cache::{Cache, Entry};
+use crate::cache::{self, Cache, Entry};
 use crate::fetch;
 use crate::hash::{self, Inputs};
 use crate::kconfig::{Demands, demands, gate, resolved};
@@ -17,6 +17,8 @@ use crate::process::{self, output, tool, watched};
 const RECIPE: &str = "1";
 /// musl's compiler, and behind its own headers those of the kernel, which musl does not bring.
 const COMPILER: &str = "musl-gcc -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu";
+/// musl's library, which is linked into both, where Debian's package `musl-dev` has it.
+pub(crate) const MUSL: &str = "/usr/lib/x86_64-linux-musl/libc.a";
 /// Programs of e2fsprogs, and where its build leaves them.
 const E2FSPROGS: [(&str, &str, &str); 3] = [
     ("e2fsck", "e2fsck", "e2fsck"),
@@ -33,31 +35,76 @@ pub(crate) struct Userland {
     pub(crate) e2fsprogs: Entry,
 }
 
+/// What one of them is built from.
+struct Recipe<'a> {
+    source: &'a SourcePackage,
+    /// The configuration in `installer-iso/userland`.
+    config: String,
+}
+
+impl<'a> Recipe<'a> {
+    fn read(root: &Path, manifest: &'a Manifest, name: &str, config: &str) -> Result<Self> {
+        let path = root.join("installer-iso/userland").join(config);
+        let config = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading {}", path.display()))?;
+        let source = manifest.source(name)?;
+        Ok(Self { source, config })
+    }
+
+    /// From the cache, or made.
+    fn build(
+        &self,
+        cache: &Cache,
+        programs: &[&str],
+        make: fn(&Path, &str, &Path) -> Result<()>,
+    ) -> Result<Entry> {
+        let inputs = inputs(self.source, &self.config)?;
+        cache.entry(&self.source.name, &inputs, cache::check_sums, |folder| {
+            let source = unpack(cache, self.source, folder)?;
+            make(&source, &self.config, folder)?;
+            done(folder)?;
+            cache::note_sums(folder, programs)
+        })
+    }
+}
+
+/// The recipes of BusyBox and e2fsprogs.
+fn recipes<'a>(root: &Path, manifest: &'a Manifest) -> Result<[Recipe<'a>; 2]> {
+    Ok([
+        Recipe::read(root, manifest, "busybox", "busybox.config")?,
+        Recipe::read(root, manifest, "e2fsprogs", "e2fsprogs.configure")?,
+    ])
+}
+
+/// The folder of one of them in the cache, if it is there and whole.
+///
+/// # Errors
+///
+/// A missing compiler or configuration.
+pub(crate) fn cached(
+    root: &Path,
+    cache: &Cache,
+    manifest: &Manifest,
+    name: &str,
+) -> Result<Option<PathBuf>> {
+    let recipes = recipes(root, manifest)?;
+    let recipe = recipes.iter().find(|recipe| recipe.source.name == name);
+    let recipe = recipe.with_context(|| format!("there is no recipe for {name}"))?;
+    let inputs = inputs(recipe.source, &recipe.config)?;
+    Ok(cache.find(name, &inputs, cache::check_sums))
+}
+
 /// Both, from the cache or built.
 ///
 /// # Errors
 ///
 /// A missing compiler, a file with a wrong hash, a lost option, a failed build.
 pub(crate) fn build(root: &Path, cache: &Cache, manifest: &Manifest) -> Result<Userland> {
-    let text = |name: &str| {
-        let path = root.join("installer-iso/userland").join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-    };
-    let busybox = manifest.source("busybox")?;
-    let config = text("busybox.config")?;
-    let e2fsprogs = manifest.source("e2fsprogs")?;
-    let arguments = text("e2fsprogs.configure")?;
+    let [busybox, e2fsprogs] = recipes(root, manifest)?;
+    let programs = E2FSPROGS.map(|(_, _, name)| name);
     Ok(Userland {
-        busybox: cache.entry("busybox", &inputs(busybox, &config)?, |folder| {
-            let source = unpack(cache, busybox, folder)?;
-            make_busybox(&source, &config, folder)?;
-            done(folder)
-        })?,
-        e2fsprogs: cache.entry("e2fsprogs", &inputs(e2fsprogs, &arguments)?, |folder| {
-            let source = unpack(cache, e2fsprogs, folder)?;
-            make_e2fsprogs(&source, &arguments, folder)?;
-            done(folder)
-        })?,
+        busybox: busybox.build(cache, &["busybox"], make_busybox)?,
+        e2fsprogs: e2fsprogs.build(cache, &programs, make_e2fsprogs)?,
     })
 }
 
@@ -254,11 +301,20 @@ pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
             .arg(to)
             .arg(program),
     )?;
-    let elf = process::read(to)?;
+    check_static(to, program)
+}
+
+/// Refuses a program that no image could run; `named` is what it is called in the message.
+///
+/// # Errors
+///
+/// It asks for a dynamic loader, or is no program of the right kind.
+pub(crate) fn check_static(program: &Path, named: &Path) -> Result<()> {
+    let elf = process::read(program)?;
     ensure!(
-        !needs_interpreter(&elf).with_context(|| format!("in {}", program.display()))?,
+        !needs_interpreter(&elf).with_context(|| format!("in {}", named.display()))?,
         "{} is not static: it asks for a dynamic loader, which no image has",
-        program.display()
+        named.display()
     );
     Ok(())
 }

@@ -18,8 +18,9 @@ fn main() -> ExitCode {
         [] => {}
         ["--version"] => {
             let version = env!("CARGO_PKG_VERSION");
+            let pins = pins(&places.system.text("etc/os-release"));
             return say(&format!(
-                "truthdb-installer {version}\nsystem {}\n",
+                "truthdb-installer {version}\nsystem {}\n{pins}",
                 places.version()
             ));
         }
@@ -49,5 +50,34 @@ fn say(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(1),
+    }
+}
+
+/// What a medium says that it was made of: the keys of `os-release` that begin with `TRUTHDB_`, a line for each. Empty
+/// on a machine that is no medium of ours.
+fn pins(os_release: &str) -> String {
+    let pin = |line: &str| {
+        let (key, value) = line.strip_prefix("TRUTHDB_")?.split_once('=')?;
+        let key = key.to_lowercase().replace('_', " ");
+        Some(format!("{key} {}\n", value.trim_matches('"')))
+    };
+    os_release.lines().filter_map(pin).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_medium_says_what_it_was_made_of() {
+        let medium = "ID=truthdb\nIMAGE_VERSION=0.1.0\nTRUTHDB_KERNEL=\"6.12.117-truthdb\"\n\
+                      TRUTHDB_KERNEL_SOURCE=\"linux-source-6.12 6.12.117-1~deb12u1\"\n\
+                      TRUTHDB_KERNEL_SHA256=\"ab12\"\nTRUTHDB_BUSYBOX=\"1:1.35.0-4+deb12u1\"\n";
+        assert_eq!(
+            pins(medium),
+            "kernel 6.12.117-truthdb\nkernel source linux-source-6.12 6.12.117-1~deb12u1\n\
+             kernel sha256 ab12\nbusybox 1:1.35.0-4+deb12u1\n"
+        );
+        assert_eq!(pins("ID=debian\nVERSION_ID=\"12\"\n"), "");
     }
 }
