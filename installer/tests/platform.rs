@@ -133,9 +133,10 @@ fn a_disk_that_cannot_be_used_says_why() {
     assert!(locked.contains("write-protected"), "{locked}");
     let on_usb = refusal(&|machine| {
         let [block, device] = ["sys/block/sda", "sys/devices/usb1"].map(|path| machine.path(path));
-        std::fs::create_dir_all(machine.path("sys/devices")).unwrap();
-        std::fs::rename(&block, device).unwrap();
+        std::fs::remove_dir_all(&block).unwrap();
+        std::fs::create_dir_all(device).unwrap();
         std::os::unix::fs::symlink("../devices/usb1", block).unwrap();
+        machine.disk("sda", LARGE);
     });
     assert!(on_usb.contains("does not start from USB"), "{on_usb}");
     let held = refusal(&|machine| machine.write("sys/block/sda/sda1/holders/dm-0", ""));
