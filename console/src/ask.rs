@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
+use truthdb_installer::plan::Sha256;
 
 /// How long the server may take for anything.
 const TIMEOUT: Duration = Duration::from_millis(1500);
@@ -78,6 +79,14 @@ fn config(certificate: &Path) -> io::Result<Arc<ClientConfig>> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// SHA-256 of a certificate, hexadecimal with colons, as clients pin it.
+pub(crate) fn fingerprint(certificate: &Path) -> Option<String> {
+    let certificate = CertificateDer::from_pem_file(certificate).ok()?;
+    let hash = Sha256::of(&certificate);
+    let pairs: Vec<String> = hash.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(pairs.join(":"))
 }
 
 fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

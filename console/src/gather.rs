@@ -2,13 +2,15 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use serde_json::Value;
 use truthdb_installer::platform::System;
 use truthdb_installer::platform::machine::{clock_s, monotonic_ms};
 
+use crate::addresses::Addresses;
 use crate::ask;
-use crate::node::{Health, Node};
+use crate::node::{Health, Node, Problems};
 
 /// Port of the server's HTTP side, unless its configuration says another.
 const HTTP_PORT: u16 = 7433;
@@ -44,15 +46,17 @@ impl Gatherer {
         Node {
             name: self.name(&state),
             version: version(&self.system.text("etc/os-release")),
-            network: network(&state),
+            addresses: Addresses::look(system, &state["network"]),
+            no_address: no_address(&state),
+            time_servers: time_servers(&state),
             health,
-            data_problem: text_at(&state, "/data/problem"),
+            problems: self.problems(&state),
             partitions,
             events,
             events_a_second,
             disk: self.disk(),
             time: time(clock_s()),
-            shown_once: self.system.text("run/truthdb/shown-once.txt"),
+            shown_once: self.shown_once(),
             log: self.log(),
         }
     }
@@ -64,6 +68,23 @@ impl Gatherer {
         } else {
             said
         }
+    }
+
+    fn problems(&self, state: &Value) -> Problems {
+        let of = |part: &str| text_at(state, &format!("/{part}/problem"));
+        let mut problems = Problems {
+            data: of("data"),
+            server: of("server"),
+            node: of("node"),
+            network: of("network"),
+            time: of("time"),
+        };
+        let card = text_at(state, "/network/interface");
+        let carrier = self.system.text(&format!("sys/class/net/{card}/carrier"));
+        if problems.network.is_empty() && carrier == "0" {
+            problems.network = format!("{card} has lost its link: look at the cable");
+        }
+        problems
     }
 
     /// The server's configuration: the node's own, else the one that the image brings.
@@ -88,16 +109,33 @@ impl Gatherer {
         ))
     }
 
-    fn get(&self, path: &str, token: &str) -> std::io::Result<ask::Answer> {
+    /// The server's certificate; none where it is asked without TLS.
+    fn certificate(&self) -> Option<PathBuf> {
         let config = self.config();
         let tls = config.get("tls");
         let text = |key: &str| tls.and_then(|tls| tls.get(key)?.as_str());
-        let certificate = match text("mode").unwrap_or("off") {
+        match text("mode").unwrap_or("off") {
             "off" => None,
             "files" => text("certificate_file").map(|file| self.system.path(file)),
             _ => Some(self.system.path("data/server/tls/certificate.pem")),
-        };
-        ask::get(self.address(), certificate.as_deref(), path, token)
+        }
+    }
+
+    fn get(&self, path: &str, token: &str) -> std::io::Result<ask::Answer> {
+        ask::get(self.address(), self.certificate().as_deref(), path, token)
+    }
+
+    /// What the server shows once, and what clients pin: who writes down the one needs the other.
+    fn shown_once(&self) -> String {
+        let shown = self.system.text("run/truthdb/shown-once.txt");
+        match self.certificate().and_then(|file| ask::fingerprint(&file)) {
+            Some(fingerprint) if !shown.is_empty() => {
+                format!(
+                    "{shown}\nThe fingerprint of the certificate, which clients pin:\n{fingerprint}"
+                )
+            }
+            _ => shown,
+        }
     }
 
     fn health(&self) -> (Health, Vec<(u64, String)>) {
@@ -124,9 +162,12 @@ impl Gatherer {
         (health, partitions)
     }
 
+    /// Events of all partitions. A server that demands tokens says them to the node's own only.
     fn events(&self) -> Option<u64> {
         let token = self.system.text("data/config/console-token");
-        if token.is_empty() {
+        let auth = self.config().get("auth").cloned();
+        let enabled = auth.and_then(|auth| auth.get("enabled")?.as_bool());
+        if token.is_empty() && enabled.unwrap_or(false) {
             return None;
         }
         let answer = self.get("/metrics", &token).ok()?;
@@ -167,9 +208,11 @@ pub(crate) fn has_serial_console(system: &System) -> bool {
     wanted.unwrap_or(true)
 }
 
+/// A text of the state in one line, with nothing in it that steers a terminal.
 fn text_at(state: &Value, pointer: &str) -> String {
     let found = state.pointer(pointer).and_then(Value::as_str);
-    found.unwrap_or_default().to_owned()
+    let words: Vec<&str> = found.unwrap_or_default().split_whitespace().collect();
+    words.join(" ").replace(char::is_control, "")
 }
 
 fn partitions(body: &Value) -> Vec<(u64, String)> {
@@ -183,14 +226,28 @@ fn partitions(body: &Value) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// Interface and address, as far as the node's own network program said them.
-fn network(state: &Value) -> String {
+/// What is said in place of an address.
+fn no_address(state: &Value) -> String {
     let interface = text_at(state, "/network/interface");
-    let address = text_at(state, "/network/address");
-    match (interface.is_empty(), address.is_empty()) {
-        (true, _) => "no network yet".to_owned(),
-        (false, true) => format!("{interface}: no address yet"),
-        (false, false) => format!("{address}  ({interface})"),
+    if interface.is_empty() {
+        "no network yet".to_owned()
+    } else {
+        format!("{interface}: no address yet")
+    }
+}
+
+/// Whom the time client asks; whether they answer, nobody knows here.
+fn time_servers(state: &Value) -> String {
+    let servers = state.pointer("/time/servers").and_then(Value::as_array);
+    let servers: Vec<&str> = servers
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    if servers.is_empty() {
+        "none yet".to_owned()
+    } else {
+        servers.join(", ")
     }
 }
 
@@ -235,7 +292,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let node = Gatherer::new(System::at(folder.path())).look();
         assert!(matches!(node.health, Health::Down(_)));
-        assert_eq!(node.network, "no network yet");
+        assert!(node.addresses.is_empty());
+        assert_eq!(
+            (&node.no_address[..], &node.time_servers[..]),
+            ("no network yet", "none yet")
+        );
+        assert_eq!(node.problems, Problems::default());
         assert_eq!((node.events, node.disk, node.log.len()), (None, None, 0));
     }
 
@@ -275,9 +337,102 @@ mod tests {
         assert_eq!(gatherer.address().port(), 9);
         let node = gatherer.look();
         assert_eq!((&node.name[..], &node.version[..]), ("db-7", "0.1.0"));
-        assert_eq!(node.network, "10.0.0.7/24  (eth0)");
-        assert_eq!(node.data_problem, "e2fsck could not repair it");
+        assert_eq!(node.addresses.ipv4, "10.0.0.7/24  (eth0)");
+        assert_eq!(node.problems.data, "e2fsck could not repair it");
         assert_eq!(node.log[1..], ["one", "two[2J"]);
         assert_eq!(node.disk, None, "not a file system of its own");
+    }
+
+    #[test]
+    fn a_token_is_shown_with_what_clients_pin() {
+        let folder = tempfile::tempdir().unwrap();
+        for path in ["run/truthdb", "data/server/tls", "etc"] {
+            std::fs::create_dir_all(folder.path().join(path)).unwrap();
+        }
+        let write =
+            |path: &str, text: &str| std::fs::write(folder.path().join(path), text).unwrap();
+        // Only the bytes between the lines count.
+        let pem = "-----BEGIN CERTIFICATE-----\nYWJj\n-----END CERTIFICATE-----\n";
+        write("etc/truthdb.toml", "[tls]\nmode = \"self-signed\"\n");
+        write("data/server/tls/certificate.pem", pem);
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        assert_eq!(gatherer.shown_once(), "");
+        write(
+            "run/truthdb/shown-once.txt",
+            "The first access token:\ntdb_x\n",
+        );
+        let shown = gatherer.shown_once();
+        assert!(
+            shown.starts_with("The first access token:\ntdb_x\n"),
+            "{shown}"
+        );
+        // SHA-256 of "abc", by its specification.
+        assert!(shown.contains("\nba:78:16:bf:"), "{shown}");
+        assert!(shown.ends_with(":f2:00:15:ad"), "{shown}");
+    }
+
+    #[test]
+    fn what_every_part_says_of_itself_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "run/truthdb/state.json",
+            r#"{"server": {"problem": "no space"}, "node": {"problem": "line 1:\n  hostname\u001b"},
+                "network": {"interface": "eth0", "problem": "no DHCP server answers"},
+                "time": {"problem": "nothing sets the clock"}}"#,
+        );
+        write("sys/class/net/eth0/carrier", "0\n");
+        let mut gatherer = Gatherer::new(System::at(folder.path()));
+        let node = gatherer.look();
+        let problems = &node.problems;
+        assert_eq!(problems.server, "no space");
+        assert_eq!(problems.node, "line 1: hostname");
+        assert_eq!(problems.network, "no DHCP server answers");
+        assert_eq!(problems.time, "nothing sets the clock");
+        assert_eq!(node.no_address, "eth0: no address yet");
+        write(
+            "run/truthdb/state.json",
+            r#"{"network": {"interface": "eth0", "address": "10.0.0.7/24"},
+                "time": {"state": "running", "servers": ["ntp.example", "10.0.0.1"]}}"#,
+        );
+        let node = gatherer.look();
+        assert!(node.problems.network.contains("eth0 has lost its link"));
+        assert_eq!(node.time_servers, "ntp.example, 10.0.0.1");
+    }
+
+    /// A server that answers everything with metrics, once.
+    fn server() -> (u16, std::thread::JoinHandle<String>) {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 512];
+            let length = std::io::Read::read(&mut stream, &mut request).unwrap();
+            let answer = b"HTTP/1.0 200 OK\r\n\r\ntruthdb_committed_sequence{partition=\"0\"} 7\n";
+            std::io::Write::write_all(&mut stream, answer).unwrap();
+            String::from_utf8_lossy(&request[..length]).into_owned()
+        });
+        (port, thread)
+    }
+
+    #[test]
+    fn events_are_asked_for_without_a_token_only_where_none_is_demanded() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("data/config")).unwrap();
+        let (port, thread) = server();
+        let configure = |auth: bool| {
+            let text = format!("[listen]\nhttp = \"0.0.0.0:{port}\"\n[auth]\nenabled = {auth}\n");
+            std::fs::write(folder.path().join("data/config/truthdb.toml"), text).unwrap();
+        };
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        configure(true);
+        assert_eq!(gatherer.events(), None);
+        configure(false);
+        assert_eq!(gatherer.events(), Some(7));
+        assert!(!thread.join().unwrap().contains("Bearer"));
     }
 }

@@ -4,6 +4,7 @@
 //! confirmation, starting again and turning off. There is no shell behind it. It looks at files below
 //! `/run/truthdb` and `/data`, asks the server over its own port, and draws with the views of the installer.
 
+mod addresses;
 mod ask;
 mod gather;
 mod node;

@@ -1,5 +1,7 @@
 //! What is known of the node, as plain values.
 
+use crate::addresses::Addresses;
+
 /// How the server does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -11,6 +13,21 @@ pub(crate) enum Health {
     Down(String),
 }
 
+/// What the parts of the node say is wrong with them, in words; empty while all is well.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Problems {
+    /// The data partition.
+    pub(crate) data: String,
+    /// Starting the server.
+    pub(crate) server: String,
+    /// The node's configuration.
+    pub(crate) node: String,
+    /// The network.
+    pub(crate) network: String,
+    /// The clock.
+    pub(crate) time: String,
+}
+
 /// What is known of the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
@@ -18,12 +35,16 @@ pub(crate) struct Node {
     pub(crate) name: String,
     /// Version of the system.
     pub(crate) version: String,
-    /// Its network, in words.
-    pub(crate) network: String,
+    /// Where it can be reached.
+    pub(crate) addresses: Addresses,
+    /// What is said while it has no address.
+    pub(crate) no_address: String,
+    /// Whom its time client asks, in words.
+    pub(crate) time_servers: String,
     /// How the server does.
     pub(crate) health: Health,
-    /// Its data partition, in words; empty while all is well.
-    pub(crate) data_problem: String,
+    /// What is wrong.
+    pub(crate) problems: Problems,
     /// The database's partitions, with the state of each.
     pub(crate) partitions: Vec<(u64, String)>,
     /// Events of all partitions, as far as the server says.

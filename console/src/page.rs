@@ -8,8 +8,13 @@ use crate::node::{Health, Node};
 
 /// Lines of the log that a page key moves by.
 const PAGE_LINES: usize = 10;
-/// Bytes that must be free on the data partition: the database needs a segment of this size to go on.
-const ROOM_BYTES_MIN: u64 = 64 << 20;
+/// Bytes that a partition of the database needs for its next segment.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// What the server calls a partition that has no space for its next segment.
+const DISK_FULL: &str = "disk-full";
+/// Characters of what a part says is wrong with it: some lines, so that the page stays on the screen. All of it is in
+/// the messages.
+const PROBLEM_CHARS_MAX: usize = 420;
 /// Partitions that are named one by one.
 const PARTITIONS_NAMED_MAX: usize = 16;
 
@@ -122,34 +127,131 @@ fn confirm(node: &Node, title: &str, intro: &str, action: &str) -> Page {
 
 fn summary(node: &Node) -> Page {
     let mut page = page(node, node.name.clone());
-    let (tone, text) = match &node.health {
-        Health::Ready => (Tone::Good, "Serving.".to_owned()),
-        Health::Degraded(what) => (Tone::Bad, format!("Not everything is served: {what}.")),
-        Health::Down(why) => (Tone::Bad, format!("The server does not answer ({why}).")),
-    };
-    page.blocks.push(Block::Callout { tone, text });
-    if !node.data_problem.is_empty() {
-        page.blocks.push(Block::Callout {
-            tone: Tone::Bad,
-            text: format!("The data partition: {}", node.data_problem),
-        });
+    page.blocks.push(health(node));
+    let problems = &node.problems;
+    if !problems.data.is_empty() {
+        let text = format!("The data partition: {}", short(&problems.data));
+        page.blocks.push(callout(Tone::Bad, text));
     }
-    if node.disk.is_some_and(|(free, _)| free < ROOM_BYTES_MIN) {
-        page.blocks.push(Block::Callout {
-            tone: Tone::Bad,
-            text: "The data partition is full: nothing is appended until there is room.".to_owned(),
-        });
-    }
+    page.blocks.extend(room(node));
+    page.blocks.extend(others(node));
     if !node.shown_once.trim().is_empty() {
-        page.blocks.push(Block::Callout {
-            tone: Tone::Careful,
-            text: "Shown until this node starts again, and never after. Write it down.".to_owned(),
-        });
+        let text = "Shown until this node starts again, and never after. Write it down.";
+        page.blocks.push(callout(Tone::Careful, text.to_owned()));
         page.blocks
             .push(Block::Text(node.shown_once.trim().to_owned()));
     }
+    page.blocks.push(Block::Facts(facts(node)));
+    page.keys = vec![
+        key("M", "Messages"),
+        key("R", "Start again"),
+        key("O", "Turn off"),
+    ];
+    page
+}
+
+fn callout(tone: Tone, text: String) -> Block {
+    Block::Callout { tone, text }
+}
+
+/// The beginning of a text; all of it if that is not long.
+fn short(text: &str) -> String {
+    if text.chars().count() <= PROBLEM_CHARS_MAX {
+        return text.to_owned();
+    }
+    let begin: String = text.chars().take(PROBLEM_CHARS_MAX).collect();
+    format!("{begin}…")
+}
+
+/// How the server does, and if it does not run, why.
+fn health(node: &Node) -> Block {
+    let problems = &node.problems;
+    match &node.health {
+        Health::Ready => callout(Tone::Good, "Serving.".to_owned()),
+        Health::Degraded(what) => callout(Tone::Bad, format!("Not everything is served: {what}.")),
+        Health::Down(_) if !problems.server.is_empty() => {
+            callout(Tone::Bad, short(&problems.server))
+        }
+        Health::Down(_) if !problems.data.is_empty() => callout(
+            Tone::Bad,
+            "Not serving: the server was not started.".to_owned(),
+        ),
+        Health::Down(why) => callout(Tone::Bad, format!("The server does not answer ({why}).")),
+    }
+}
+
+/// Whether there is room for events, as the server says: only it knows how much it has reserved.
+fn room(node: &Node) -> Option<Block> {
+    let full: Vec<String> = node
+        .partitions
+        .iter()
+        .filter(|(_, state)| state == DISK_FULL)
+        .map(|(number, _)| number.to_string())
+        .collect();
+    if !full.is_empty() {
+        let whose = if full.len() == node.partitions.len() {
+            String::new()
+        } else {
+            format!(
+                " to partition {}",
+                full[..full.len().min(PARTITIONS_NAMED_MAX)].join(", ")
+            )
+        };
+        let text = format!(
+            "The data partition is full: appends{whose} are refused until there is room; reading goes on. \
+             Trim streams, or set retention in the configuration."
+        );
+        return Some(callout(Tone::Bad, text));
+    }
+    let is_low = node.disk.is_some_and(|(free, _)| free < SEGMENT_BYTES);
+    (is_low && !node.partitions.is_empty()).then(|| {
+        let text = "The data partition is almost full: appends go on in the room that is reserved already.";
+        callout(Tone::Careful, text.to_owned())
+    })
+}
+
+/// What is wrong with the rest of the node, one below the other, which takes less room than a piece for each.
+fn others(node: &Node) -> Option<Block> {
+    let problems = &node.problems;
+    let all = [
+        ("The configuration: ", &problems.node),
+        ("The network: ", &problems.network),
+        ("", &problems.time),
+    ];
+    let said: Vec<String> = all
+        .iter()
+        .filter(|(_, problem)| !problem.is_empty())
+        .map(|(what, problem)| format!("{}.", sentence(&format!("{what}{}", short(problem)))))
+        .collect();
+    (!said.is_empty()).then(|| callout(Tone::Careful, said.join("\n")))
+}
+
+/// A text with a capital letter at its beginning.
+fn sentence(text: &str) -> String {
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_uppercase().to_string());
+    first.unwrap_or_default() + chars.as_str()
+}
+
+fn facts(node: &Node) -> Vec<(String, String)> {
     let fact = |name: &str, value: String| (name.to_owned(), value);
-    let mut facts = vec![fact("Address", node.network.clone())];
+    let mut facts = Vec::new();
+    let addresses = &node.addresses;
+    if addresses.is_empty() {
+        facts.push(fact("Address", node.no_address.clone()));
+    }
+    if !addresses.ipv4.is_empty() {
+        facts.push(fact("Address", addresses.ipv4.clone()));
+    }
+    if !addresses.ipv6.is_empty() {
+        facts.push(fact("IPv6", addresses.ipv6.join(", ")));
+    }
+    if !addresses.gateways.is_empty() {
+        facts.push(fact("Gateway", addresses.gateways.join(", ")));
+    }
+    if node.problems.time.is_empty() {
+        facts.push(fact("Time servers", node.time_servers.clone()));
+    }
     if !node.partitions.is_empty() {
         facts.push(fact("Partitions", partitions(node)));
     }
@@ -168,13 +270,7 @@ fn summary(node: &Node) -> Page {
             format!("{} of {} free", human_bytes(free), human_bytes(total)),
         ));
     }
-    page.blocks.push(Block::Facts(facts));
-    page.keys = vec![
-        key("M", "Messages"),
-        key("R", "Start again"),
-        key("O", "Turn off"),
-    ];
-    page
+    facts
 }
 
 fn partitions(node: &Node) -> String {
@@ -201,6 +297,8 @@ fn partitions(node: &Node) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::Addresses;
+    use crate::node::Problems;
     use truthdb_installer::ui::draw::Renderer;
     use truthdb_installer::ui::text;
 
@@ -208,9 +306,15 @@ mod tests {
         Node {
             name: "truthdb-4f3a11".into(),
             version: "0.1.0".into(),
-            network: "192.0.2.10/24  (eth0)".into(),
+            addresses: Addresses {
+                ipv4: "192.0.2.10/24  (eth0)".into(),
+                ipv6: vec!["2001:db8::10/64  (eth0)".into()],
+                gateways: vec!["192.0.2.1".into(), "fe80::2".into()],
+            },
+            no_address: "no network yet".into(),
+            time_servers: "pool.ntp.org".into(),
             health: Health::Ready,
-            data_problem: String::new(),
+            problems: Problems::default(),
             partitions: (0..8).map(|number| (number, "open".into())).collect(),
             events: Some(1_204_991),
             events_a_second: Some(8120),
@@ -249,38 +353,143 @@ mod tests {
         assert_eq!(next(Screen::More(0), Key::Down, 9).0, Screen::More(0));
     }
 
+    /// Lines of a serial terminal.
+    const TERMINAL_LINES: usize = 24;
+
+    /// A page's text with its line breaks as spaces, as a reader takes it.
+    fn said(node: &Node, screen: &Screen) -> String {
+        let lines = text::lines(&of(node, screen));
+        let words = lines.iter().flat_map(|line| line.split(' '));
+        let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        words.join(" ")
+    }
+
+    fn says(node: &Node, parts: &[&str]) {
+        let said = said(node, &Screen::Summary);
+        for part in parts {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
     #[test]
     fn every_page_says_what_it_must() {
-        let said = |node: &Node, screen: &Screen| text::lines(&of(node, screen)).join("\n");
-        let good = said(&node(), &Screen::Summary);
-        for part in [
-            "truthdb-4f3a11",
-            "Serving.",
-            "192.0.2.10/24",
-            "8, all open",
-            "8120 a second",
-            "1.7 TB of 1.9 TB free",
-        ] {
-            assert!(good.contains(part), "{part}: {good}");
-        }
+        says(
+            &node(),
+            &[
+                "truthdb-4f3a11",
+                "Serving.",
+                "Address 192.0.2.10/24 (eth0)",
+                "IPv6 2001:db8::10/64 (eth0)",
+                "Gateway 192.0.2.1, fe80::2",
+                "Time servers pool.ntp.org",
+                "8, all open",
+                "8120 a second",
+                "1.7 TB of 1.9 TB free",
+            ],
+        );
         let mut bad = node();
         bad.health = Health::Degraded("partition 3 is fenced".into());
         bad.partitions[3].1 = "fenced".into();
-        bad.data_problem = "it is damaged".into();
-        bad.disk = Some((1 << 20, 8 << 30));
         bad.shown_once = "admin token: tdb_x\n".into();
-        let bad = said(&bad, &Screen::Summary);
-        for part in [
-            "partition 3 is fenced",
-            "7 of 8 open; 3 fenced",
-            "it is damaged",
-            "The data partition is full",
-            "admin token: tdb_x",
-        ] {
-            assert!(bad.contains(part), "{part}: {bad}");
-        }
+        says(
+            &bad,
+            &[
+                "partition 3 is fenced",
+                "7 of 8 open; 3 fenced",
+                "admin token: tdb_x",
+            ],
+        );
         assert!(said(&node(), &Screen::More(0)).contains("message 39"));
         assert!(said(&node(), &Screen::ConfirmOff).contains("[Enter] Turn off"));
+    }
+
+    #[test]
+    fn a_full_disk_is_what_the_server_says_it_is() {
+        const FULL: &str = "The data partition is full";
+        let mut node = node();
+        node.disk = Some((1 << 20, 8 << 30));
+        // What is reserved still takes events.
+        says(&node, &["Serving.", "almost full: appends go on"]);
+        assert!(!said(&node, &Screen::Summary).contains(FULL));
+        node.health = Health::Degraded("partition 3 is disk-full".into());
+        node.partitions[3].1 = "disk-full".into();
+        says(&node, &[FULL, "appends to partition 3 are refused"]);
+        for one in &mut node.partitions {
+            one.1 = "disk-full".into();
+        }
+        says(
+            &node,
+            &[
+                FULL,
+                "appends are refused until there is room",
+                "Trim streams",
+            ],
+        );
+        // A server that does not run says nothing: whoever tries to start it does.
+        node.health = Health::Down("Connection refused".into());
+        node.partitions.clear();
+        assert!(!said(&node, &Screen::Summary).contains("full"));
+        node.problems.server = "The data partition is full: the server does not start".into();
+        says(
+            &node,
+            &["The data partition is full: the server does not start"],
+        );
+        assert!(!said(&node, &Screen::Summary).contains("refused"));
+    }
+
+    /// As the node says it without time servers.
+    const NO_SERVERS: &str =
+        "nothing sets the clock: no time server is configured or named by DHCP";
+
+    #[test]
+    fn the_first_start_of_a_disk_image_stays_on_the_screen() {
+        let mut fresh = node();
+        fresh.problems.time = NO_SERVERS.into();
+        fresh.shown_once = format!(
+            "The first access token, with every permission. It is shown only now:\ntdb_{}\n\
+             The fingerprint of the certificate, which clients pin:\n{}",
+            "0".repeat(77),
+            ["00"; 32].join(":")
+        );
+        says(&fresh, &["tdb_000", "00:00:00", "Nothing sets the clock"]);
+        let lines = text::lines(&of(&fresh, &Screen::Summary));
+        assert!(lines.len() <= TERMINAL_LINES, "{lines:#?}");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_part_is_said_and_stays_on_the_screen() {
+        let mut bad = node();
+        bad.problems.node =
+            "config/node.toml is not used, and the defaults are taken: line 7: a host \
+                             name has letters, digits and hyphens"
+                .into();
+        bad.problems.network = "no DHCP server answers".into();
+        bad.problems.time = NO_SERVERS.into();
+        bad.addresses = Addresses::default();
+        says(
+            &bad,
+            &[
+                "The configuration: config/node.toml is not used",
+                "The network: no DHCP server answers.",
+                "Nothing sets the clock: no time server",
+                "Address no network yet",
+            ],
+        );
+        assert!(!said(&bad, &Screen::Summary).contains("pool.ntp.org"));
+        assert!(text::lines(&of(&bad, &Screen::Summary)).len() <= TERMINAL_LINES);
+        let mut bad = node();
+        bad.health = Health::Down("Connection refused".into());
+        bad.problems.data = "it is damaged. ".repeat(100);
+        bad.partitions.clear();
+        says(
+            &bad,
+            &[
+                "Not serving",
+                "The data partition: it is damaged.",
+                "damaged. ...",
+            ],
+        );
+        assert!(text::lines(&of(&bad, &Screen::Summary)).len() <= TERMINAL_LINES);
     }
 
     #[test]

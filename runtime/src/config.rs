@@ -4,7 +4,7 @@
 //!
 //! A file that cannot be used never keeps the node from starting: it is said, and the defaults are taken.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde::Deserialize;
 
 use crate::paths::System;
@@ -81,13 +81,15 @@ impl NodeConfig {
             Ok(config) => (config, None),
             Err(error) => (
                 Self::default(),
-                Some(format!("config/node.toml is not used: {error:#}")),
+                Some(format!(
+                    "config/node.toml is not used, and the defaults are taken: {error:#}"
+                )),
             ),
         }
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let config: Self = toml::from_str(text)?;
+        let config: Self = toml::from_str(text).map_err(|error| one_line(text, &error))?;
         let is_label = |name: &str| {
             (1..=HOSTNAME_BYTES_MAX).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
@@ -112,6 +114,16 @@ impl NodeConfig {
         );
         config.network.check()?;
         Ok(config)
+    }
+}
+
+/// What is wrong, and in which line: the text of the error itself has several lines.
+fn one_line(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let what = error.message().replace('\n', " ");
+    let before = error.span().and_then(|span| text.get(..span.start));
+    match before {
+        Some(before) => anyhow!("line {}: {what}", before.split('\n').count()),
+        None => anyhow!("{what}"),
     }
 }
 
@@ -157,10 +169,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let system = System::at(folder.path());
         std::fs::create_dir_all(system.data("config")).unwrap();
-        std::fs::write(system.data("config/node.toml"), "hostname = 7").unwrap();
+        let text = "partitions = 2\nhostname = 7\n";
+        std::fs::write(system.data("config/node.toml"), text).unwrap();
         let (config, problem) = NodeConfig::load(&system);
         assert_eq!(config, NodeConfig::default());
-        assert!(problem.unwrap().contains("not used"));
+        let problem = problem.unwrap();
+        assert!(
+            problem.contains("not used") && problem.contains("line 2: "),
+            "{problem}"
+        );
+        assert!(!problem.contains('\n'), "{problem}");
     }
 
     #[test]

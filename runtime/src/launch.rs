@@ -1,5 +1,4 @@
-//! Starting the server: when its disk is ready, as a user without privileges, and ever slower when it keeps failing,
-//! since init starts it again at once and for ever.
+//! Starting the server: when its disk is ready, as a user without privileges, and ever slower when it keeps failing.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,20 +9,26 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::config::NodeConfig;
 use crate::data::SERVER_ID;
 use crate::log;
 use crate::paths::System;
+use crate::starts::{PAUSE_MAX, Start};
 use crate::state;
 
+/// The server's part of the state.
+const PART: &str = "server";
 /// How often it is looked whether the data partition is ready.
 const READY_INTERVAL: Duration = Duration::from_millis(200);
-/// A server that ran so long was started well: the next failure is the first again.
-const RAN_WELL: Duration = Duration::from_secs(60);
-/// Longest pause between two starts.
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Bytes that must be free on the data partition: without room for a segment, a server without a database cannot make
+/// one.
+const ROOM_BYTES_MIN: u64 = 64 << 20;
+/// What is said of a server that does not start for want of them. The service console shows it as it stands.
+const NO_ROOM: &str = "The data partition is full: the server does not start without space, and is tried again each \
+                       minute. Its messages say more. Make room on the disk with another system, or install on a \
+                       larger disk and restore a backup.";
 /// Open files that the server may have: connections, segments, indexes.
 const OPEN_FILES: u64 = 65_536;
 /// Memory that it may pin for its ring.
@@ -36,8 +41,9 @@ const LOCKED_BYTES: u64 = 256 << 20;
 /// A program of the image that cannot be started.
 pub(crate) fn serve(system: &System) -> Result<()> {
     wait_until_ready(system);
-    let pause = pause_before_start(system)?;
-    std::thread::sleep(pause);
+    let mut start = Start::next(system, PART);
+    tell(system, &mut start, free_bytes(system))?;
+    start.wait(system, PART)?;
     let (config, _) = NodeConfig::load(system);
     let limit = |most| Rlimit {
         current: Some(most),
@@ -69,7 +75,7 @@ pub(crate) fn serve(system: &System) -> Result<()> {
 }
 
 /// The node's configuration, else the one that the image brings.
-fn config_file(system: &System) -> PathBuf {
+pub(crate) fn config_file(system: &System) -> PathBuf {
     let own = system.data("config/truthdb.toml");
     if own.is_file() {
         own
@@ -90,65 +96,76 @@ fn wait_until_ready(system: &System) {
     }
 }
 
-/// Notes this start, and how long to wait before it.
-fn pause_before_start(system: &System) -> Result<Duration> {
-    let now = uptime_seconds(system);
-    let before = state::read(system).remove("server").unwrap_or_default();
-    let (failures, pause) = judge(&before, now);
-    state::set(
-        system,
-        "server",
-        json!({ "started_at_uptime_s": now + pause.as_secs(), "quick_failures": failures }),
-    )?;
-    if failures > 0 {
-        let text =
-            format!("the server ended {failures} times soon after its start; next in {pause:?}");
-        log::say(system, "serve", &text);
-    }
-    Ok(pause)
-}
-
-/// Starts in a row that did not last, and the pause before the next: 0, 1, 2, 4 … seconds.
-fn judge(before: &Value, now: u64) -> (u64, Duration) {
-    let Some(started) = before["started_at_uptime_s"].as_u64() else {
-        return (0, Duration::ZERO);
+/// Says why a server that keeps ending is waited for. Want of space is said once in the log and waited for long: until
+/// somebody makes room, a start only fills the log.
+fn tell(system: &System, start: &mut Start, free_bytes: Option<u64>) -> Result<()> {
+    let has_no_room = free_bytes.is_some_and(|free| free < ROOM_BYTES_MIN);
+    let problem = match start.failures {
+        0 => String::new(),
+        _ if has_no_room => {
+            start.pause = PAUSE_MAX;
+            NO_ROOM.to_owned()
+        }
+        times => format!(
+            "The server ended {times} times soon after its start; the next start is in {} s. \
+             Its messages say why.",
+            start.pause.as_secs()
+        ),
     };
-    if now.saturating_sub(started) >= RAN_WELL.as_secs() {
-        return (0, Duration::ZERO);
+    if !problem.is_empty() && state::problem(system, PART) != problem {
+        log::say(system, PART, &problem);
     }
-    let failures = before["quick_failures"].as_u64().unwrap_or(0) + 1;
-    let doublings = u32::try_from(failures - 1).unwrap_or(u32::MAX).min(10);
-    (failures, Duration::from_secs(1 << doublings).min(PAUSE_MAX))
+    let problem = Some(problem).filter(|problem| !problem.is_empty());
+    state::set(system, PART, json!({ "problem": problem }))
 }
 
-fn uptime_seconds(system: &System) -> u64 {
-    let text = std::fs::read_to_string(system.path("proc/uptime")).unwrap_or_default();
-    text.split('.')
-        .next()
-        .and_then(|seconds| seconds.parse().ok())
-        .unwrap_or(0)
+/// Bytes that the server may still write on the data partition.
+fn free_bytes(system: &System) -> Option<u64> {
+    let found = rustix::fs::statvfs(system.data("")).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const EMPTY: Option<u64> = Some(1 << 40);
+    const FULL: Option<u64> = Some(ROOM_BYTES_MIN - 1);
+
+    /// What is told before the start after so many that did not last, and its pause.
+    fn told(system: &System, failures: u64, free_bytes: Option<u64>) -> (String, u64) {
+        let mut start = Start {
+            failures,
+            pause: Duration::from_secs(failures),
+        };
+        tell(system, &mut start, free_bytes).unwrap();
+        (state::problem(system, PART), start.pause.as_secs())
+    }
+
     #[test]
-    fn a_server_that_keeps_failing_is_started_ever_slower() {
-        let mut state = Value::Null;
-        let mut pauses = Vec::new();
-        let mut now = 10;
-        for _ in 0..9 {
-            let (failures, pause) = judge(&state, now);
-            pauses.push(pause.as_secs());
-            now += pause.as_secs();
-            state = json!({ "started_at_uptime_s": now, "quick_failures": failures });
+    fn a_server_without_room_is_waited_for_long_and_said_once() {
+        use std::io::Read as _;
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        log::make_pipe(&system).unwrap();
+        let mut pipe = log::open_pipe(&system).unwrap();
+        // A full disk alone is no reason: a server with a database starts on it.
+        assert_eq!(told(&system, 0, FULL), (String::new(), 0));
+        for failures in 1..4 {
+            assert_eq!(told(&system, failures, FULL), (NO_ROOM.to_owned(), 60));
         }
-        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        let (problem, pause) = told(&system, 4, EMPTY);
+        assert!(problem.contains("ended 4 times"), "{problem}");
+        assert_eq!(pause, 4);
+        assert_eq!(told(&system, 0, EMPTY), (String::new(), 0));
+        let said = format!("server: {NO_ROOM}\nserver: {problem}\n");
+        log::say(&system, "test", "end");
+        let mut bytes = vec![0; said.len() + "test: end\n".len()];
+        pipe.read_exact(&mut bytes).unwrap();
         assert_eq!(
-            judge(&state, now + 60),
-            (0, Duration::ZERO),
-            "it ran well for a minute"
+            String::from_utf8(bytes).unwrap(),
+            format!("{said}test: end\n")
         );
     }
 

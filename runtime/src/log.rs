@@ -1,15 +1,18 @@
-//! The log of the node: one named pipe that every program writes into, and the bounded files behind it.
+//! The log of the node: one named pipe that every program writes into, and the bounded files behind it. Verbs that run
+//! while nobody reads the pipe write into the files themselves.
 //!
 //! The reader of the pipe (`truthdb-node watch`) keeps a ring in memory for the console and appends to the data
 //! partition. Both are bounded: the oldest file makes room. When the disk is full or gone, the ring goes on.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, mknodat};
 
 use crate::paths::System;
 use crate::state::replace;
@@ -20,6 +23,10 @@ const RING_FILE_BYTES: u64 = 128 << 10;
 const DISK_FILE_BYTES: u64 = 4 << 20;
 /// Files on the data partition.
 const DISK_FILES: usize = 8;
+/// How often it is tried to find a reader of the pipe: init starts the reader and those who speak at the same time.
+const READER_TRIES: u32 = 100;
+/// The pause between two tries.
+const READER_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Makes the pipe.
 ///
@@ -63,11 +70,39 @@ pub(crate) fn redirect(system: &System, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Says a line in the log. Best effort: there may be no log yet.
+/// Says a line in the log, which must have a reader or get one soon: what nobody reads is lost when the last writer
+/// closes the pipe.
 pub(crate) fn say(system: &System, who: &str, line: &str) {
-    if let Ok(mut pipe) = open_pipe(system) {
+    if let Some(mut pipe) = pipe_with_a_reader(system, &mut std::thread::sleep) {
         let _ = pipe.write_all(format!("{who}: {line}\n").as_bytes());
     }
+}
+
+fn pipe_with_a_reader(system: &System, sleep: &mut dyn FnMut(Duration)) -> Option<File> {
+    let mut options = OpenOptions::new();
+    // Without a reader such an opening fails instead of waiting.
+    options
+        .write(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    for _ in 0..READER_TRIES {
+        match options.open(system.run("log.pipe")) {
+            Ok(pipe) => {
+                // A full pipe is waited for.
+                fcntl_setfl(&pipe, OFlags::empty()).ok()?;
+                return Some(pipe);
+            }
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+                sleep(READER_INTERVAL);
+            }
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Puts a line into the files of the log, for verbs that run before there is a reader of the pipe, or after it.
+pub(crate) fn keep(system: &System, who: &str, line: &str) {
+    Sink::new(system).append(format!("{who}: {line}\n").as_bytes());
 }
 
 /// A file that is rotated: `name`, then `name.1`, `name.2` … with growing age.
@@ -224,16 +259,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_comes_out_of_the_pipe() {
+    fn what_is_said_comes_out_of_the_pipe_also_when_the_reader_is_late() {
         use std::io::Read as _;
         let folder = tempfile::tempdir().unwrap();
         let system = System::at(folder.path());
+        let nobody = pipe_with_a_reader(&system, &mut |_| panic!("no pipe is no reason to wait"));
+        assert!(nobody.is_none());
         std::fs::create_dir_all(system.run("")).unwrap();
         make_pipe(&system).unwrap();
-        let mut pipe = open_pipe(&system).unwrap();
+        let mut reader = None;
+        let mut late = |_| reader = Some(open_pipe(&system).unwrap());
+        let mut pipe = pipe_with_a_reader(&system, &mut late).unwrap();
+        pipe.write_all(b"early, ").unwrap();
         say(&system, "time", "no server");
-        let mut bytes = [0; 16];
-        pipe.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"time: no server\n");
+        let mut bytes = [0; 23];
+        reader.unwrap().read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"early, time: no server\n");
+    }
+
+    #[test]
+    fn what_is_said_before_there_is_a_reader_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        std::fs::create_dir_all(system.data("log")).unwrap();
+        keep(&system, "ready", "config/node.toml is not used");
+        Sink::new(&system).append(b"the reader goes on\n");
+        for file in [system.run("log"), system.data("log/node.log")] {
+            assert_eq!(
+                std::fs::read_to_string(file).unwrap(),
+                "ready: config/node.toml is not used\nthe reader goes on\n"
+            );
+        }
     }
 }

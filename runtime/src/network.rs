@@ -12,10 +12,15 @@ use serde_json::json;
 use crate::config::{NetworkConfig, NetworkMode, NodeConfig};
 use crate::log;
 use crate::paths::System;
+use crate::starts::Start;
 use crate::state;
 
+/// The network's part of the state.
+const PART: &str = "network";
 /// How often the cards are looked at while none has a link.
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
+/// Looks at cards without a link before the log says so: a link takes some seconds to come up.
+const LOOKS_BEFORE_SAID: u64 = 100;
 /// The answers of DHCP that are asked for besides the usual ones.
 const DHCP_OPTIONS: [&str; 2] = ["-O", "ntpsrv"];
 
@@ -23,16 +28,12 @@ const DHCP_OPTIONS: [&str; 2] = ["-O", "ntpsrv"];
 ///
 /// # Errors
 ///
-/// A program of the image that cannot be started.
+/// A program of the image that cannot be started, or a fixed address that does not fit.
 pub(crate) fn run(system: &System) -> Result<()> {
+    Start::next(system, PART).wait(system, PART)?;
     let (config, _) = NodeConfig::load(system);
     ip(system, &["link", "set", "lo", "up"])?;
     let card = wait_for_link(system, &config.network)?;
-    state::set(
-        system,
-        "network",
-        json!({ "state": "linked", "interface": card }),
-    )?;
     match config.network.mode {
         NetworkMode::Dhcp => become_dhcp_client(system, &card, &config.hostname),
         NetworkMode::Static => {
@@ -56,34 +57,55 @@ fn become_dhcp_client(system: &System, card: &str, hostname: &str) -> Result<()>
     Err(client.exec()).context("starting udhcpc")
 }
 
+/// Sets a fixed address. What is set already is no error, so that trying again disturbs nobody who is connected.
 fn configure(system: &System, card: &str, config: &NetworkConfig) -> Result<()> {
-    ip(system, &["addr", "flush", "dev", card])?;
-    ip(system, &["addr", "add", &config.address, "dev", card])?;
-    if !config.gateway.is_empty() {
-        ip(
-            system,
-            &[
-                "route",
-                "replace",
-                "default",
-                "via",
-                &config.gateway,
-                "dev",
-                card,
-            ],
-        )?;
+    let advice = "correct [network] in config/node.toml";
+    let set = ip(system, &address_words(card, &config.address));
+    if set.is_err() {
+        let about = json!({ "state": "failed", "mode": "static", "interface": card });
+        state::set(system, PART, about)?;
     }
+    set.with_context(|| format!("the address {} cannot be set: {advice}", config.address))?;
     resolv(system, &config.dns)?;
+    let routed = if config.gateway.is_empty() {
+        Ok(())
+    } else {
+        ip(system, &route_words(card, &config.gateway))
+    };
+    let gateway = routed.as_ref().map_or("", |()| &config.gateway);
+    // Without its gateway the node still is where the address says.
     let about = json!({
         "state": "up", "mode": "static", "interface": card, "address": config.address,
-        "gateway": config.gateway, "dns": config.dns,
+        "gateway": gateway, "dns": config.dns,
     });
-    state::set(system, "network", about)
+    state::set(system, PART, about)?;
+    let (gateway, address) = (&config.gateway, &config.address);
+    routed.with_context(|| {
+        format!("the gateway {gateway} does not fit the address {address}: {advice}")
+    })
+}
+
+/// The words that give an address to a card.
+fn address_words<'a>(card: &'a str, address: &'a str) -> [&'a str; 6] {
+    [family(address), "addr", "add", address, "dev", card]
+}
+
+/// The words that make a router the way to everywhere.
+fn route_words<'a>(card: &'a str, router: &'a str) -> [&'a str; 8] {
+    let family = family(router);
+    [
+        family, "route", "replace", "default", "via", router, "dev", card,
+    ]
+}
+
+/// The option that names an address's family: one of them leaves the other's addresses and routes alone.
+fn family(address: &str) -> &'static str {
+    if address.contains(':') { "-6" } else { "-4" }
 }
 
 /// The card to use, once it has a link. All are switched on meanwhile, since a card that is off shows none.
 fn wait_for_link(system: &System, config: &NetworkConfig) -> Result<String> {
-    let mut told = false;
+    let mut looks = 0;
     loop {
         let cards = cards(system);
         let wanted: Vec<&Card> = cards
@@ -96,13 +118,32 @@ fn wait_for_link(system: &System, config: &NetworkConfig) -> Result<String> {
         for card in &wanted {
             ip(system, &["link", "set", &card.name, "up"])?;
         }
-        if !told {
-            let found: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
-            let about = json!({ "state": "no link", "wanted": config.interface, "found": found });
-            state::set(system, "network", about)?;
-            told = true;
+        let problem = why_no_link(&cards, &config.interface);
+        if state::problem(system, PART) != problem {
+            let about = json!({ "state": "no link", "problem": problem });
+            state::set(system, PART, about)?;
         }
+        if looks == LOOKS_BEFORE_SAID {
+            log::say(system, PART, &problem);
+        }
+        looks += 1;
         std::thread::sleep(LINK_INTERVAL);
+    }
+}
+
+/// Why there is no card to use.
+fn why_no_link(cards: &[Card], wanted: &str) -> String {
+    let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
+    let names = names.join(", ");
+    if cards.is_empty() {
+        "no network card was found".to_owned()
+    } else if cards.iter().any(|card| card.is(wanted)) {
+        let wanted = if wanted.is_empty() { &names } else { wanted };
+        format!("no link on {wanted}: is its cable connected?")
+    } else {
+        format!(
+            "there is no card {wanted}, which network.interface in config/node.toml names; there is {names}"
+        )
     }
 }
 
@@ -149,24 +190,39 @@ fn cards(system: &System) -> Vec<Card> {
 ///
 /// # Errors
 ///
-/// Addresses that cannot be set.
+/// Addresses that cannot be set; also in the state.
 pub(crate) fn event(system: &System, event: &str) -> Result<()> {
     let lease = Lease::from(|name| std::env::var(name).unwrap_or_default());
+    let outcome = take(system, event, &lease);
+    outcome.inspect_err(|error| {
+        let _ = state::set_problem(system, PART, &format!("{error:#}"));
+    })
+}
+
+fn take(system: &System, event: &str, lease: &Lease) -> Result<()> {
     match event {
         "deconfig" => {
-            ip(system, &["addr", "flush", "dev", &lease.interface])?;
+            // The addresses of the other family are the kernel's: routers announce them.
+            ip(system, &["-4", "addr", "flush", "dev", &lease.interface])?;
             ip(system, &["link", "set", &lease.interface, "up"])?;
             let about = json!({ "state": "asking", "mode": "dhcp", "interface": lease.interface });
-            state::set(system, "network", about)
+            state::set(system, PART, about)
         }
-        "bound" | "renew" => apply(system, &lease),
-        // The server refused, or there is none: udhcpc asks again by itself.
-        "nak" | "leasefail" => {
-            log::say(system, "network", "no answer from a DHCP server");
-            Ok(())
-        }
+        "bound" | "renew" => apply(system, lease),
+        // udhcpc asks again by itself.
+        "nak" => no_answer(system, "the DHCP server refuses an address"),
+        "leasefail" => no_answer(system, "no DHCP server answers"),
         other => bail!("udhcpc says {other:?}, which is not known"),
     }
+}
+
+/// Says why there is no address: in the log only when it is news.
+fn no_answer(system: &System, why: &str) -> Result<()> {
+    if state::problem(system, PART) == why {
+        return Ok(());
+    }
+    log::say(system, PART, why);
+    state::set_problem(system, PART, why)
 }
 
 /// What DHCP said, as far as it is used; texts that are no addresses are left out.
@@ -214,23 +270,11 @@ fn apply(system: &System, lease: &Lease) -> Result<()> {
         .get("network")
         .is_some_and(|network| network["address"] == json!(address) && network["state"] == "up");
     if !same {
-        ip(system, &["addr", "flush", "dev", &lease.interface])?;
-        ip(system, &["addr", "add", &address, "dev", &lease.interface])?;
+        ip(system, &["-4", "addr", "flush", "dev", &lease.interface])?;
+        ip(system, &address_words(&lease.interface, &address))?;
     }
     if let Some(router) = lease.router {
-        let router = router.to_string();
-        ip(
-            system,
-            &[
-                "route",
-                "replace",
-                "default",
-                "via",
-                &router,
-                "dev",
-                &lease.interface,
-            ],
-        )?;
+        ip(system, &route_words(&lease.interface, &router.to_string()))?;
     }
     let (config, _) = NodeConfig::load(system);
     let dns = if config.network.dns.is_empty() {
@@ -243,7 +287,7 @@ fn apply(system: &System, lease: &Lease) -> Result<()> {
         "state": "up", "mode": "dhcp", "interface": lease.interface, "address": address,
         "gateway": lease.router, "dns": dns, "time_servers": lease.time_servers,
     });
-    state::set(system, "network", about)
+    state::set(system, PART, about)
 }
 
 fn resolv(system: &System, servers: &[String]) -> Result<()> {
@@ -304,6 +348,115 @@ mod tests {
         assert_eq!(lease.address, None);
         assert_eq!(lease.prefix, 24);
         assert_eq!(lease.time_servers, Vec::<String>::new());
+    }
+
+    /// A node whose `ip` is another program of this machine.
+    fn node(ip: &str) -> (tempfile::TempDir, System) {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        for path in [system.run(""), system.path("sbin")] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        std::os::unix::fs::symlink(ip, system.path("sbin/ip")).unwrap();
+        (folder, system)
+    }
+
+    fn fixed(address: &str, gateway: &str) -> NetworkConfig {
+        NetworkConfig {
+            mode: NetworkMode::Static,
+            address: address.into(),
+            gateway: gateway.into(),
+            dns: vec!["192.0.2.3".into(), "2001:db8::3".into()],
+            ..NetworkConfig::default()
+        }
+    }
+
+    #[test]
+    fn addresses_of_both_families_become_words_for_ip() {
+        let words = |address, gateway| {
+            let (address, route) = (address_words("eth0", address), route_words("eth0", gateway));
+            (address.join(" "), route.join(" "))
+        };
+        assert_eq!(
+            words("192.0.2.10/24", "192.0.2.1"),
+            (
+                "-4 addr add 192.0.2.10/24 dev eth0".into(),
+                "-4 route replace default via 192.0.2.1 dev eth0".into()
+            )
+        );
+        assert_eq!(
+            words("2001:db8::10/64", "fe80::1"),
+            (
+                "-6 addr add 2001:db8::10/64 dev eth0".into(),
+                "-6 route replace default via fe80::1 dev eth0".into()
+            )
+        );
+    }
+
+    #[test]
+    fn a_fixed_address_is_set_with_its_name_servers() {
+        for (address, gateway) in [
+            ("192.0.2.10/24", "192.0.2.1"),
+            ("2001:db8::10/64", "2001:db8::1"),
+            ("2001:db8::10/64", ""),
+        ] {
+            let (_folder, system) = node("/bin/true");
+            configure(&system, "eth0", &fixed(address, gateway)).unwrap();
+            let state = &state::read(&system)[PART];
+            assert_eq!(
+                (&state["state"], &state["address"]),
+                (&json!("up"), &json!(address))
+            );
+            assert_eq!(state["gateway"], gateway);
+            assert_eq!(
+                std::fs::read_to_string(system.run("resolv.conf")).unwrap(),
+                "nameserver 192.0.2.3\nnameserver 2001:db8::3\n"
+            );
+        }
+    }
+
+    #[test]
+    fn a_fixed_address_that_does_not_fit_is_an_error_that_names_it() {
+        let (_folder, system) = node("/bin/false");
+        let error = configure(&system, "eth0", &fixed("192.0.2.10/24", "192.0.2.1")).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("192.0.2.10/24 cannot be set: correct"),
+            "{error}"
+        );
+        assert_eq!(state::read(&system)[PART]["state"], "failed");
+    }
+
+    #[test]
+    fn why_there_is_no_address_is_in_the_state() {
+        let (_folder, system) = node("/bin/true");
+        let mut lease = lease(&[("interface", "eth0")]);
+        take(&system, "deconfig", &lease).unwrap();
+        assert_eq!(state::read(&system)[PART]["interface"], "eth0");
+        take(&system, "leasefail", &lease).unwrap();
+        assert_eq!(state::problem(&system, PART), "no DHCP server answers");
+        lease.address = "192.0.2.10".parse().ok();
+        take(&system, "bound", &lease).unwrap();
+        assert_eq!(state::problem(&system, PART), "");
+        assert!(take(&system, "magic", &lease).is_err());
+    }
+
+    #[test]
+    fn why_there_is_no_link_names_the_cards() {
+        let card = |name: &str| Card {
+            name: name.into(),
+            mac: "52:54:00:00:00:00".into(),
+            has_link: false,
+        };
+        let cards = [card("eth0"), card("eth1")];
+        assert_eq!(why_no_link(&[], ""), "no network card was found");
+        assert!(why_no_link(&cards, "").contains("no link on eth0, eth1: is"));
+        assert!(why_no_link(&cards, "eth1").contains("no link on eth1:"));
+        let other = why_no_link(&cards, "eth9");
+        assert!(
+            other.contains("no card eth9") && other.contains("eth0, eth1"),
+            "{other}"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The clock: BusyBox's `ntpd`, with the configured servers or those that DHCP names. Without any it waits, and the
-//! console says that nothing sets the clock.
+//! The clock: BusyBox's `ntpd`, with the configured servers or those that DHCP names. Without any it waits; the state,
+//! which the service console shows, and the log say that nothing sets the clock.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -11,8 +11,13 @@ use serde_json::json;
 use crate::config::NodeConfig;
 use crate::log;
 use crate::paths::System;
+use crate::starts::Start;
 use crate::state;
 
+/// The clock's part of the state.
+const PART: &str = "time";
+/// What is said without time servers.
+const NO_SERVERS: &str = "nothing sets the clock: no time server is configured or named by DHCP";
 /// How often it is looked whether there are servers now.
 const SERVERS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -22,31 +27,20 @@ const SERVERS_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// A program of the image that cannot be started.
 pub(crate) fn run(system: &System) -> Result<()> {
-    let mut told = false;
+    Start::next(system, PART).wait(system, PART)?;
     let servers = loop {
         let servers = servers(system);
-        let is_up = state::read(system)
-            .get("network")
-            .is_some_and(|network| network["state"] == "up");
+        let is_up = is_up(system);
         if is_up && !servers.is_empty() {
             break servers;
         }
-        if is_up && !told {
-            let problem = "no time server is configured, and DHCP names none";
-            state::set(
-                system,
-                "time",
-                json!({ "state": "not set", "problem": problem }),
-            )?;
-            told = true;
+        if is_up {
+            tell_no_servers(system)?;
         }
         std::thread::sleep(SERVERS_INTERVAL);
     };
-    state::set(
-        system,
-        "time",
-        json!({ "state": "running", "servers": servers }),
-    )?;
+    let about = json!({ "state": "running", "servers": servers });
+    state::set(system, PART, about)?;
     let mut client = Command::new(system.path("sbin/ntpd"));
     client.arg("-n");
     for server in &servers {
@@ -54,6 +48,23 @@ pub(crate) fn run(system: &System) -> Result<()> {
     }
     log::redirect(system, &mut client)?;
     Err(client.exec()).context("starting ntpd")
+}
+
+fn is_up(system: &System) -> bool {
+    let state = state::read(system);
+    state
+        .get("network")
+        .is_some_and(|network| network["state"] == "up")
+}
+
+/// Says, once, that nothing sets the clock.
+fn tell_no_servers(system: &System) -> Result<()> {
+    if state::problem(system, PART) == NO_SERVERS {
+        return Ok(());
+    }
+    log::say(system, PART, NO_SERVERS);
+    let about = json!({ "state": "not set", "problem": NO_SERVERS });
+    state::set(system, PART, about)
 }
 
 /// The configured servers, else those of DHCP.
@@ -76,6 +87,25 @@ fn servers(system: &System) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_nothing_sets_the_clock_is_in_the_state_and_once_in_the_log() {
+        use std::io::Read as _;
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        log::make_pipe(&system).unwrap();
+        let mut pipe = log::open_pipe(&system).unwrap();
+        for _ in 0..2 {
+            tell_no_servers(&system).unwrap();
+        }
+        assert_eq!(state::problem(&system, PART), NO_SERVERS);
+        log::say(&system, "test", "end");
+        let said = format!("time: {NO_SERVERS}\ntest: end\n");
+        let mut bytes = vec![0; said.len()];
+        pipe.read_exact(&mut bytes).unwrap();
+        assert_eq!(String::from_utf8(bytes).unwrap(), said);
+    }
 
     #[test]
     fn configured_servers_go_before_those_of_dhcp() {
