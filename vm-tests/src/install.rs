@@ -402,12 +402,12 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
         !first.lines().any(|line| line.starts_with("> ")),
         "a disk is chosen for nobody:\n{first}"
     );
-    // The small one, the protected one and the one on USB say why.
+    // The small one, the protected one and the one on USB say why. USB comes up last.
+    guide.wait_for("Not offered: the installed system does not start from USB")?;
     let page = guide.all_disks()?;
     for text in [
         "Not offered: it is too small",
         "Not offered: it is write-protected",
-        "Not offered: the installed system does not start from USB",
         "LVM",
         "Linux RAID",
     ] {
@@ -515,9 +515,10 @@ pub(crate) fn no_variables(artefacts: &Artefacts) -> Result<()> {
     let bench = Bench::new(artefacts, "install-no-variables")?;
     let disk = bench.disk("disk", DISK_BYTES, Bus::Ahci)?;
     let image = artefacts.iso.with_file_name("TruthDBInstaller.efi");
+    // Without firmware's tables and a network card there is nothing that a name could follow from.
     let command_line = "console=ttynull console=ttyS0,115200 rdinit=/sbin/init quiet loglevel=1 \
                         efi=noruntime truthdb.disk=TDB-SATA-0 truthdb.wipe=true \
-                        truthdb.screen=framebuffer";
+                        truthdb.screen=framebuffer truthdb.hostname=node-8";
     let spec = Spec {
         disks: vec![disk],
         kernel: Some((image, command_line.to_owned())),

@@ -69,6 +69,10 @@ pub(crate) fn power_cuts(artefacts: &Artefacts) -> Result<()> {
     };
     machine.eject(0)?;
     machine.type_serial(b"\r")?;
+    if Secrets::on(&last).is_ok() {
+        machine.wait_for_serial("Have you written down the token?", BOOT)?;
+        machine.type_serial(b"\r")?;
+    }
     let client = bench.client(&machine, &secrets);
     wait_for_append(&mut machine, &client, "orders", 0)
 }

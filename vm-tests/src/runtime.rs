@@ -19,8 +19,8 @@ const STOP: Duration = Duration::from_secs(30);
 const STOPPED: &str = "\"message\":\"stopped\",\"clean_partitions\":";
 /// From an empty database to a full disk.
 const FILLING: Duration = Duration::from_secs(120);
-/// Blocks of 4 KiB: room for a database and some hundred megabytes of events.
-const ROOM_BLOCKS: u64 = 100_000;
+/// Blocks of 4 KiB: room for a database and some segments of events.
+const ROOM_BLOCKS: u64 = 60_000;
 /// Bytes of an event that fills a disk.
 const LARGE_BYTES: usize = 700_000;
 /// Lines of text of the firmware that may still stand on a screen.
