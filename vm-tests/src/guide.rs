@@ -17,6 +17,8 @@ const PAGE: Duration = Duration::from_secs(30);
 const INSTALL: Duration = Duration::from_secs(120);
 /// Looks at a page, five a second, after which it is drawn anew.
 const LOOKS_PER_REDRAW: u32 = 100;
+/// Looks at a page after which the installer is to look again at the machine.
+const LOOKS_PER_LOOK_AGAIN: u32 = 10;
 /// What stands on the page of an error.
 const ERROR: &str = "This did not work";
 
@@ -170,6 +172,24 @@ impl Guide {
         self.enter()?;
         self.wait_for("Have you written down the token?")?;
         self.enter()
+    }
+
+    /// Has the installer look again, by the serial line, until the page has a text: what is slow comes up later.
+    ///
+    /// # Errors
+    ///
+    /// It does not come up.
+    pub fn look_again_until(&mut self, text: &str) -> Result<()> {
+        let mut looks = 0u32;
+        let what = format!("a page says {text:?}");
+        self.machine.wait(&what, PAGE, |machine| {
+            let page = terminal::page(&machine.serial());
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_PER_LOOK_AGAIN) && page.contains("Look again") {
+                machine.type_serial(b"\x12")?;
+            }
+            Ok(page.contains(text).then_some(()))
+        })
     }
 
     /// Goes through the list of disks with the mark, down to its last one; all that was shown on the way.

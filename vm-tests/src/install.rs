@@ -403,7 +403,7 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
         "a disk is chosen for nobody:\n{first}"
     );
     // The small one, the protected one and the one on USB say why. USB comes up last.
-    guide.wait_for("Not offered: the installed system does not start from USB")?;
+    guide.look_again_until("Not offered: the installed system does not start from USB")?;
     let page = guide.all_disks()?;
     for text in [
         "Not offered: it is too small",

@@ -11,6 +11,9 @@ use std::rc::Rc;
 use super::draw::{Renderer, SIDE_PIXELS_MAX};
 use super::{Page, View};
 
+/// File of sysfs with the bits of a pixel.
+const DEPTH: &str = "bits_per_pixel";
+
 /// A framebuffer.
 pub struct FbView {
     path: PathBuf,
@@ -40,7 +43,8 @@ impl FbView {
             .split_once(',')
             .ok_or(io::ErrorKind::InvalidData)?;
         let (width, height) = (number(width)?, number(height)?);
-        let pixel_bytes = match number(&read("bits_per_pixel")?)? {
+        let depth = read(DEPTH)?;
+        let pixel_bytes = match number(&depth)? {
             16 => 2,
             24 => 3,
             32 => 4,
@@ -55,6 +59,11 @@ impl FbView {
             || stride_bytes < row_bytes
         {
             return Err(io::ErrorKind::InvalidData.into());
+        }
+        // Where no text console has set the mode, nobody has: a picture would be written, and not be seen. Writing the
+        // depth that is there makes the kernel set it. Old drivers have nothing to set, and refuse.
+        if let Err(error) = std::fs::write(sysfs.join(DEPTH), &depth) {
+            tracing::debug!("setting the mode of {}: {error}", device.display());
         }
         Ok(FbView {
             path: device.to_owned(),
