@@ -97,16 +97,17 @@ impl View for FbView {
             .render(page, self.width, self.height)
             .ok_or(io::ErrorKind::InvalidInput)?;
         let row_bytes = usize::try_from(self.width).unwrap_or(0) * 4;
-        let mut row = Vec::with_capacity(self.stride_bytes);
-        for (at, pixels) in (0u64..).zip(picture.data().chunks_exact(row_bytes)) {
-            row.clear();
+        let height = usize::try_from(self.height).unwrap_or(0);
+        let mut rows = Vec::with_capacity(self.stride_bytes * height);
+        for pixels in picture.data().chunks_exact(row_bytes) {
+            rows.resize(rows.len().next_multiple_of(self.stride_bytes), 0);
             for pixel in pixels.chunks_exact(4) {
-                self.put(&mut row, pixel);
+                self.put(&mut rows, pixel);
             }
-            self.file
-                .write_all_at(&row, at * self.stride_bytes as u64)?;
         }
-        Ok(())
+        // All at once: of a write of exactly one row, Linux takes the changed part to be empty, and shows nothing
+        // (6.12, drm_fb_helper_memory_range_to_clip).
+        self.file.write_all_at(&rows, 0)
     }
 
     fn name(&self) -> String {
