@@ -391,7 +391,6 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     ];
     let spec = Spec {
         disks: [vec![bench.medium()], disks.to_vec()].concat(),
-        network: false,
         ..Spec::default()
     };
     let mut guide = Guide::start(&spec, &bench.folder, Keys::Serial)?;
