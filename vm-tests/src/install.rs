@@ -422,7 +422,8 @@ pub(crate) fn bad_disks(artefacts: &Artefacts) -> Result<()> {
     );
     guide.choose("TDB-SCSI-3")?;
     guide.confirm()?;
-    guide.wait_for("Installing TruthDB")?;
+    // While it is written to. Before that, it would be missed when it is looked at again.
+    guide.wait_for("[x] Erase what was there")?;
     guide.machine.unplug(3)?;
     let page = guide.wait_for_error()?;
     println!(
