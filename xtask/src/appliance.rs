@@ -123,7 +123,8 @@ pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(count.failed == 0)
 }
 
-/// The suite's step `images`: everything is built, and built twice in different folders with the same bytes.
+/// The suite's step `images`: everything is built, and images are assembled twice, in different folders, with the same
+/// bytes.
 pub(crate) fn images_step() -> Result<Count> {
     build_test_images()?;
     let [one, two] = [test_folder(), target_dir().join("appliance/test-again")];

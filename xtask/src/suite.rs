@@ -75,7 +75,7 @@ const STEPS: [Step; 18] = [
     step(
         "images",
         false,
-        "kernels and images, built twice with the same bytes",
+        "images, assembled twice with the same bytes",
         |_| appliance::images_step(),
     ),
     step(
