@@ -99,12 +99,12 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
 }
 
 /// From here on compilers are asked only for what they have not made before, on this machine and from the same
-/// sources. Without effect where the environment names a wrapper of its own.
-pub(crate) fn compile_cache() -> Result<()> {
+/// sources; whether that is so. Not where the environment names a wrapper of its own.
+pub(crate) fn compile_cache() -> Result<bool> {
     let socket = target_dir().join("xtask/sccache");
     let is_taken = std::env::var_os("RUSTC_WRAPPER").is_some();
     if is_taken || socket.as_os_str().len() > SOCKET_BYTES_MAX {
-        return Ok(());
+        return Ok(false);
     }
     std::fs::create_dir_all(target_dir().join("xtask")).context("making the folder of xtask")?;
     let sccache = cargo_tool(&SCCACHE)?.get_program().to_owned();
@@ -118,7 +118,7 @@ pub(crate) fn compile_cache() -> Result<()> {
         // What is compiled step by step is not kept, and on a fresh clone costs more than it gives.
         ("CARGO_INCREMENTAL", "0".into()),
     ]);
-    Ok(())
+    Ok(true)
 }
 
 /// Ends what [`compile_cache`] has started, and says what it was good for.

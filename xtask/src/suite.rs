@@ -133,12 +133,10 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     // A part of the suite needs Rust only.
     let is_whole = !quick && only.is_empty();
     let libc = if is_whole { Libc::Musl } else { Libc::Host };
-    if is_whole {
-        install::compile_cache()?;
-    }
+    let keeps = is_whole && install::compile_cache()?;
     let outcomes = STEPS.iter().filter(wanted);
     let outcomes: Vec<Outcome> = outcomes.map(|step| Outcome::of(step, libc)).collect();
-    if is_whole && let Err(error) = install::end_compile_cache() {
+    if keeps && let Err(error) = install::end_compile_cache() {
         println!("    the cache of compilers does not end: {error:#}");
     }
     Ok(report(&outcomes))
