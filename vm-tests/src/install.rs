@@ -75,6 +75,17 @@ impl<'a> Bench<'a> {
             fingerprint: secrets.fingerprint.clone(),
         }
     }
+
+    /// Leaves the last page of a new installation, without its medium: the machine starts from its disk, and takes
+    /// an event.
+    fn restarted(&self, mut guide: Guide, secrets: &Secrets) -> Result<(Machine, Client)> {
+        guide.machine.eject(0)?;
+        guide.restart()?;
+        let mut machine = guide.machine;
+        let client = self.client(&machine, secrets);
+        wait_for_append(&mut machine, &client, "orders", 0)?;
+        Ok((machine, client))
+    }
 }
 
 /// What the last page shows once.
@@ -171,12 +182,8 @@ pub(crate) fn by_keys(artefacts: &Artefacts) -> Result<()> {
         "the boot entry is not registered:\n{page}"
     );
     let secrets = Secrets::on(&page)?;
-    guide.machine.eject(0)?;
-    guide.restart()?;
     // The same machine, with the variables that the installer wrote, starts from its disk.
-    let mut machine = guide.machine;
-    let client = bench.client(&machine, &secrets);
-    wait_for_append(&mut machine, &client, "orders", 0)?;
+    let (mut machine, client) = bench.restarted(guide, &secrets)?;
     only_the_token_opens(&client)?;
     for number in 1..5 {
         client.append("orders", number)?;
@@ -466,12 +473,7 @@ fn rerun(bench: &Bench<'_>, good: Disk) -> Result<()> {
     guide.choose("TDB-VIRTIO-1")?;
     guide.confirm()?;
     let page = guide.wait_for_end("TruthDB is installed")?;
-    let secrets = Secrets::on(&page)?;
-    guide.machine.eject(0)?;
-    guide.restart()?;
-    let mut machine = guide.machine;
-    let client = bench.client(&machine, &secrets);
-    wait_for_append(&mut machine, &client, "orders", 0)?;
+    let (machine, _) = bench.restarted(guide, &Secrets::on(&page)?)?;
     machine.pull_the_plug()?;
     ensure!(
         !has_old_raid(&good.path, DISK_BYTES)?,
@@ -575,12 +577,7 @@ pub(crate) fn own_keys(artefacts: &Artefacts) -> Result<()> {
     guide.choose("TDB-NVME-1")?;
     guide.confirm()?;
     let page = guide.wait_for_end("TruthDB is installed")?;
-    let secrets = Secrets::on(&page)?;
-    guide.machine.eject(0)?;
-    guide.restart()?;
     // The firmware checks what it starts from the disk as it did with the medium.
-    let mut machine = guide.machine;
-    let client = bench.client(&machine, &secrets);
-    wait_for_append(&mut machine, &client, "orders", 0)?;
+    let (_machine, client) = bench.restarted(guide, &Secrets::on(&page)?)?;
     check_events(&client, "orders", 1)
 }

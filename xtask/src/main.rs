@@ -65,7 +65,7 @@ Usage: cargo xtask <command> [options]
          Build the images, and test them in virtual machines.
          --times  instead, count instructions from power on to the first picture and the first answer
 
-  release [--out DIR]
+  release [--out DIR] [--sign-key FILE --sign-certificate FILE]
          Everything that is published, under one version, with sums, bills of materials, provenance and sources.
 
   bench ...     `truthdb bench`, optimised
