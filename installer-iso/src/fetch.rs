@@ -77,25 +77,41 @@ fn get(cache: &Cache, files: &[PinnedFile], ask: &[&str]) -> Result<Vec<PathBuf>
         println!("      fetching {}", ask.last().unwrap_or(&""));
         let state = folder.join("apt");
         prepare(&state)?;
-        let first = output(apt(&state).current_dir(&folder).args(ask));
-        if first.is_err() {
-            // No package lists yet, or old ones.
-            output(apt(&state).arg("update"))?;
-            output(apt(&state).current_dir(&folder).args(ask)).with_context(|| {
-                let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
-                format!(
-                    "the archive has no such version any more: put {} into {} by hand, or move \
-                     the pin in installer-iso/manifest.toml to a version that it has",
-                    names.join(" and "),
-                    folder.display()
-                )
-            })?;
+        let ask = || output(apt(&state).current_dir(&folder).args(ask));
+        if ask().is_err() {
+            // No package lists yet, or old ones. Another archive may have the file if one is out of reach.
+            let updated = output(apt(&state).args(["update", "--error-on=any"]));
+            ask().map_err(|missing| not_there(missing, updated.err(), files, &folder))?;
         }
     }
     for (path, file) in paths.iter().zip(files) {
         check(path, &file.sha256)?;
     }
     Ok(paths)
+}
+
+/// Why a pinned file does not come, and what helps.
+fn not_there(
+    missing: anyhow::Error,
+    out_of_reach: Option<anyhow::Error>,
+    files: &[PinnedFile],
+    folder: &Path,
+) -> anyhow::Error {
+    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+    let by_hand = format!(
+        "put {} into {} by hand",
+        names.join(" and "),
+        folder.display()
+    );
+    match out_of_reach {
+        Some(error) => error.context(format!(
+            "an archive of Debian is out of reach: try again, name another in {ARCHIVES_VARIABLE}, or {by_hand}"
+        )),
+        None => missing.context(format!(
+            "the archive has no such version any more: {by_hand}, or move the pin in \
+             installer-iso/manifest.toml to a version that it has"
+        )),
+    }
 }
 
 /// Refuses a file with another hash.
@@ -254,6 +270,35 @@ mod tests {
         assert_eq!(text.matches("Types: deb deb-src\n").count(), 2);
         assert!(text.contains("/debian\nSuites: bookworm bookworm-updates\n"));
         assert!(text.contains("/debian-security\nSuites: bookworm-security\n"));
+    }
+
+    #[test]
+    fn an_archive_out_of_reach_is_not_one_without_the_version() {
+        let files = [PinnedFile {
+            name: "some_1.deb".into(),
+            sha256: String::new(),
+        }];
+        let say = |out_of_reach| {
+            let missing = anyhow::anyhow!("no version 1");
+            let error = not_there(missing, out_of_reach, &files, Path::new("/cache"));
+            format!("{error:#}")
+        };
+        let gone = say(None);
+        assert!(
+            gone.contains("no such version any more") && gone.contains("no version 1"),
+            "{gone}"
+        );
+        let unreachable = say(Some(anyhow::anyhow!("cannot connect")));
+        assert!(
+            unreachable.contains("out of reach") && unreachable.contains("cannot connect"),
+            "{unreachable}"
+        );
+        for text in [gone, unreachable] {
+            assert!(
+                text.contains("put some_1.deb into /cache by hand"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -110,8 +110,8 @@ pub(crate) fn build(root: &Path, cache: &Cache, manifest: &Manifest) -> Result<U
 
 fn inputs(source: &SourcePackage, config: &str) -> Result<Inputs> {
     let compiler = output(tool("musl-gcc").arg("--version"))?;
-    let library = output(tool("musl-gcc").arg("-print-file-name=libc.a"))?;
-    let library = hash::of_file(Path::new(library.trim()))?;
+    // Not by asking the compiler: it names the library of the gcc that it is a wrapper of.
+    let library = hash::of_file(Path::new(MUSL))?;
     let files = source.files.iter();
     Ok(files.fold(
         Inputs::default()
