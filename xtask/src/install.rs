@@ -100,15 +100,21 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
 
 /// From here on compilers are asked only for what they have not made before, on this machine and from the same
 /// sources; whether that is so. Not where the environment names a wrapper of its own.
-pub(crate) fn compile_cache() -> Result<bool> {
+pub(crate) fn compile_cache() -> Result<Option<CompileCache>> {
     let socket = target_dir().join("xtask/sccache");
     let is_taken = std::env::var_os("RUSTC_WRAPPER").is_some();
     if is_taken || socket.as_os_str().len() > SOCKET_BYTES_MAX {
-        return Ok(false);
+        return Ok(None);
     }
     std::fs::create_dir_all(target_dir().join("xtask")).context("making the folder of xtask")?;
     let sccache = cargo_tool(&SCCACHE)?.get_program().to_owned();
-    set_environment(vec![
+    let path = CommonPath::take(&cache_dir()?, target_dir())?;
+    if path.is_none() {
+        println!(
+            "    another run of the suite keeps what its compilers make; this one finds less of it"
+        );
+    }
+    let mut variables = vec![
         ("RUSTC_WRAPPER", sccache),
         ("SCCACHE_DIR", cache_dir()?.join("compiled").into()),
         ("SCCACHE_CACHE_SIZE", SCCACHE_BYTES.into()),
@@ -117,26 +123,79 @@ pub(crate) fn compile_cache() -> Result<bool> {
         ("SCCACHE_IGNORE_SERVER_IO_ERROR", "1".into()),
         // What is compiled step by step is not kept, and on a fresh clone costs more than it gives.
         ("CARGO_INCREMENTAL", "0".into()),
-    ]);
-    Ok(true)
+    ];
+    let target = path
+        .iter()
+        .map(|path| ("CARGO_TARGET_DIR", path.link.clone().into()));
+    variables.extend(target);
+    set_environment(variables);
+    Ok(Some(CompileCache { _path: path }))
 }
 
-/// Ends what [`compile_cache`] has started, and says what it was good for.
-pub(crate) fn end_compile_cache() -> Result<()> {
-    let mut sccache = cargo_tool(&SCCACHE)?;
-    let said = output(sccache.arg("--stop-server"))?;
-    let counts = [
-        "Compile requests executed",
-        "Cache hits  ",
-        "Cache misses  ",
-    ];
-    let lines = said
-        .lines()
-        .filter(|line| counts.iter().any(|count| line.starts_with(count)));
-    for line in lines {
-        println!("    compilers: {line}");
+/// What compilers made is kept, until [`CompileCache::end`].
+pub(crate) struct CompileCache {
+    _path: Option<CommonPath>,
+}
+
+/// One path by which compilers know the target directory of whatever clone is tested. What a build script has written
+/// is part of what its crate is made from, by its full path, and so is each crate above it: serde's, and half of all.
+struct CommonPath {
+    link: PathBuf,
+    /// Holds the lock: two runs that move the link would build into one another's directory.
+    _lock: std::fs::File,
+}
+
+impl CommonPath {
+    /// Leads the path to this directory, unless another run has it.
+    fn take(cache: &Path, target: &Path) -> Result<Option<Self>> {
+        let name = cache.join("target.lock");
+        let lock =
+            std::fs::File::create(&name).with_context(|| format!("making {}", name.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("locking {}", name.display()));
+            }
+        }
+        let link = cache.join("target");
+        match std::fs::remove_file(&link) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", link.display()));
+            }
+            _ => {}
+        }
+        std::os::unix::fs::symlink(target, &link)
+            .with_context(|| format!("making {}", link.display()))?;
+        Ok(Some(Self { link, _lock: lock }))
     }
-    Ok(())
+}
+
+impl Drop for CommonPath {
+    fn drop(&mut self) {
+        // Left behind it would lead to a clone that may be gone; the next run replaces it all the same.
+        let _ = std::fs::remove_file(&self.link);
+    }
+}
+
+impl CompileCache {
+    /// Ends what [`compile_cache`] has started, and says what it was good for.
+    pub(crate) fn end(self) -> Result<()> {
+        let mut sccache = cargo_tool(&SCCACHE)?;
+        let said = output(sccache.arg("--stop-server"))?;
+        let counts = [
+            "Compile requests executed",
+            "Cache hits  ",
+            "Cache misses  ",
+        ];
+        let lines = said
+            .lines()
+            .filter(|line| counts.iter().any(|count| line.starts_with(count)));
+        for line in lines {
+            println!("    compilers: {line}");
+        }
+        Ok(())
+    }
 }
 
 /// The components and the targets that `rust-toolchain.toml` names.
@@ -300,4 +359,26 @@ fn make_venv(folder: &Path) -> Result<()> {
     let mut venv = command("python3");
     venv.args(["-m", "venv", "--clear"]).arg(folder);
     run(&mut venv).with_context(|| format!("`{}` failed", line_of(&venv)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_common_path_leads_to_one_clone_at_a_time_and_is_gone_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+        // What a run left behind that was killed.
+        std::os::unix::fs::symlink("gone", cache.join("target")).unwrap();
+        let held = CommonPath::take(cache, &one).unwrap().unwrap();
+        assert_eq!(held.link.read_link().unwrap(), one);
+        assert!(CommonPath::take(cache, &two).unwrap().is_none());
+        assert_eq!(held.link.read_link().unwrap(), one);
+        drop(held);
+        assert!(!cache.join("target").is_symlink());
+        let held = CommonPath::take(cache, &two).unwrap().unwrap();
+        assert_eq!(held.link.read_link().unwrap(), two);
+    }
 }

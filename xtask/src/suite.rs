@@ -133,10 +133,16 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     // A part of the suite needs Rust only.
     let is_whole = !quick && only.is_empty();
     let libc = if is_whole { Libc::Musl } else { Libc::Host };
-    let keeps = is_whole && install::compile_cache()?;
+    let kept = if is_whole {
+        install::compile_cache()?
+    } else {
+        None
+    };
     let outcomes = STEPS.iter().filter(wanted);
     let outcomes: Vec<Outcome> = outcomes.map(|step| Outcome::of(step, libc)).collect();
-    if keeps && let Err(error) = install::end_compile_cache() {
+    if let Some(kept) = kept
+        && let Err(error) = kept.end()
+    {
         println!("    the cache of compilers does not end: {error:#}");
     }
     Ok(report(&outcomes))
