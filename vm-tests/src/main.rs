@@ -64,41 +64,17 @@ struct Test {
     run: fn(&Artefacts) -> Result<()>,
 }
 
+/// Those that take longest first: they run two at a time, and the last must not run alone for long.
 const TESTS: [Test; 14] = [
-    Test {
-        name: "power-cut",
-        what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
-        run: runtime::power_cut,
-    },
-    Test {
-        name: "headless-nvme",
-        what: "NVMe, one processor, neither screen nor keyboard, from the VHD: serves",
-        run: runtime::headless_nvme,
-    },
-    Test {
-        name: "repaired-ahci",
-        what: "AHCI, four processors, from the qcow2, a file system that needs a check: repaired, serves; Ctrl-Alt-Del",
-        run: runtime::repaired_ahci,
-    },
-    Test {
-        name: "damaged",
-        what: "a file system beyond repair: said on the console, nothing is started on it",
-        run: runtime::damaged,
-    },
     Test {
         name: "full",
         what: "no room for a database, then none for events: said on the console, reads go on; stops cleanly",
         run: runtime::full,
     },
     Test {
-        name: "first-start",
-        what: "an image that nobody configured: TLS, a token shown until the restart; the console's keys",
-        run: first_start::first_start,
-    },
-    Test {
-        name: "iso-usb",
-        what: "the ISO on a USB stick that firmware cannot take for a CD: the installer's first screen",
-        run: medium::usb,
+        name: "install-power-cuts",
+        what: "answers, the power cut at random moments: nothing starts by half; then the same answers just work",
+        run: interrupted::power_cuts,
     },
     Test {
         name: "install-keys",
@@ -116,9 +92,29 @@ const TESTS: [Test; 14] = [
         run: install::bad_disks,
     },
     Test {
-        name: "install-power-cuts",
-        what: "answers, the power cut at random moments: nothing starts by half; then the same answers just work",
-        run: interrupted::power_cuts,
+        name: "power-cut",
+        what: "virtio, two processors: serves; survives a power cut under load; the power button stops it cleanly",
+        run: runtime::power_cut,
+    },
+    Test {
+        name: "secure-boot-own-keys",
+        what: "Secure Boot on, images signed with a key that is enrolled: installed, and the node serves",
+        run: install::own_keys,
+    },
+    Test {
+        name: "repaired-ahci",
+        what: "AHCI, four processors, from the qcow2, a file system that needs a check: repaired, serves; Ctrl-Alt-Del",
+        run: runtime::repaired_ahci,
+    },
+    Test {
+        name: "first-start",
+        what: "an image that nobody configured: TLS, a token shown until the restart; the console's keys",
+        run: first_start::first_start,
+    },
+    Test {
+        name: "headless-nvme",
+        what: "NVMe, one processor, neither screen nor keyboard, from the VHD: serves",
+        run: runtime::headless_nvme,
     },
     Test {
         name: "install-no-variables",
@@ -126,14 +122,19 @@ const TESTS: [Test; 14] = [
         run: install::no_variables,
     },
     Test {
+        name: "damaged",
+        what: "a file system beyond repair: said on the console, nothing is started on it",
+        run: runtime::damaged,
+    },
+    Test {
+        name: "iso-usb",
+        what: "the ISO on a USB stick that firmware cannot take for a CD: the installer's first screen",
+        run: medium::usb,
+    },
+    Test {
         name: "secure-boot",
         what: "Secure Boot on: the firmware refuses the image, and says so",
         run: install::secure_boot,
-    },
-    Test {
-        name: "secure-boot-own-keys",
-        what: "Secure Boot on, images signed with a key that is enrolled: installed, and the node serves",
-        run: install::own_keys,
     },
 ];
 

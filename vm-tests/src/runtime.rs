@@ -262,6 +262,10 @@ pub(crate) fn damaged(artefacts: &Artefacts) -> Result<()> {
     // The console shows it for as long as it runs; what looked at the disk said it once.
     let said = machine.serial().matches("truthdb-node prepare:").count();
     ensure!(said == 1, "the disk was looked at {said} times");
+    ensure!(
+        !machine.serial().contains("umount"),
+        "the console is told that what was never mounted cannot be unmounted"
+    );
     Ok(())
 }
 

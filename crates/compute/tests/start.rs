@@ -5,17 +5,16 @@
     reason = "a test that cannot go on ends, wherever it is"
 )]
 
+mod events;
 mod support;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use truthdb_compute::*;
-use truthdb_engine::{EncodedEvents, Engine, EngineConfig};
-use truthdb_event::{EventBuilder, EventId};
+use truthdb_engine::{Engine, EngineConfig};
 use truthdb_io::{Backend, DirEntry, File, FileStorage, IoQueue, OpenMode, Space, Storage, World};
 use truthdb_log::{CreateOptions, create_database};
 use truthdb_module::{Limits, WasiProfile};
@@ -88,28 +87,8 @@ impl Opened {
     }
 
     fn append(&self, n: u64, stream: &str, event_type: &str, payload: &[u8]) -> Token {
-        let mut id = [3; 16];
-        id[..8].copy_from_slice(&n.to_le_bytes());
-        let mut bytes = Vec::new();
-        EventBuilder::new(stream, event_type)
-            .id(EventId::from_bytes(id))
-            .payload(payload)
-            .encode_into(&mut bytes)
-            .unwrap();
-        let input = EncodedEvents {
-            bytes: Bytes::from(bytes),
-            ..EncodedEvents::default()
-        };
-        loop {
-            let batch = self.engine.prepare(None, input.clone()).unwrap();
-            match self.engine.append_blocking(batch) {
-                Err(error) if error.is_retryable() => std::thread::yield_now(),
-                appended => {
-                    let appended = appended.unwrap();
-                    return Token::of(appended.partition, appended.last_sequence);
-                }
-            }
-        }
+        let event = events::encoded(n, stream, event_type, payload);
+        events::append(&self.engine, event).unwrap()
     }
 
     fn activate_tally(&self) {

@@ -4,15 +4,14 @@
     reason = "a test that cannot go on ends, wherever it is"
 )]
 
+mod events;
 mod support;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use truthdb_compute::*;
-use truthdb_engine::{AppendError, EncodedEvents, Engine, EngineConfig};
-use truthdb_event::{EventBuilder, EventId};
+use truthdb_engine::{AppendError, Engine, EngineConfig};
 use truthdb_io::{Backend, FileStorage, World};
 use truthdb_log::{CreateOptions, create_database};
 use truthdb_module::{Limits, WasiProfile};
@@ -40,20 +39,7 @@ fn try_append(
     event_type: &str,
     payload: &[u8],
 ) -> Result<Token, AppendError> {
-    let mut id = [3; 16];
-    id[..8].copy_from_slice(&n.to_le_bytes());
-    let mut bytes = Vec::new();
-    EventBuilder::new(stream, event_type)
-        .id(EventId::from_bytes(id))
-        .payload(payload)
-        .encode_into(&mut bytes)
-        .unwrap();
-    let input = EncodedEvents {
-        bytes: Bytes::from(bytes),
-        ..EncodedEvents::default()
-    };
-    let appended = engine.append_blocking(engine.prepare(None, input).unwrap())?;
-    Ok(Token::of(appended.partition, appended.last_sequence))
+    events::append_once(engine, events::encoded(n, stream, event_type, payload))
 }
 
 fn create(dir: &std::path::Path, partition_count: u32) {

@@ -4,12 +4,12 @@
     reason = "a test that cannot go on ends, wherever it is"
 )]
 
+mod events;
+
 use std::sync::Arc;
 
-use bytes::Bytes;
 use truthdb_compute::*;
-use truthdb_engine::{AppendError, EncodedEvents, Engine, EngineConfig};
-use truthdb_event::{EventBuilder, EventId};
+use truthdb_engine::{AppendError, Engine, EngineConfig};
 use truthdb_guests::Guest;
 use truthdb_io::{Backend, FileStorage, World};
 use truthdb_log::{CreateOptions, create_database};
@@ -36,25 +36,7 @@ fn append(
     event_type: &str,
     payload: &[u8],
 ) -> Result<Token, AppendError> {
-    let mut id = [3; 16];
-    id[..8].copy_from_slice(&n.to_le_bytes());
-    let mut bytes = Vec::new();
-    EventBuilder::new(stream, event_type)
-        .id(EventId::from_bytes(id))
-        .payload(payload)
-        .encode_into(&mut bytes)
-        .unwrap();
-    let input = EncodedEvents {
-        bytes: Bytes::from(bytes),
-        ..EncodedEvents::default()
-    };
-    loop {
-        match engine.append_blocking(engine.prepare(None, input.clone()).unwrap()) {
-            Err(error) if error.is_retryable() => std::thread::yield_now(),
-            Err(error) => return Err(error),
-            Ok(appended) => return Ok(Token::of(appended.partition, appended.last_sequence)),
-        }
-    }
+    events::append(engine, events::encoded(n, stream, event_type, payload))
 }
 
 fn activate(compute: &Compute, guest: Guest) {
