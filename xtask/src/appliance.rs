@@ -4,8 +4,12 @@
 //! build. Here are the packages of the build host that they need, and the order of things.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
@@ -123,9 +127,61 @@ pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     Ok(count.failed == 0)
 }
 
+/// The kernels that are built ahead, until somebody waits for them.
+static AHEAD: Mutex<Option<JoinHandle<Result<()>>>> = Mutex::new(None);
+
+/// Builds the kernels that the cache does not have beside the other steps of the suite, with what these leave of the
+/// processors: they take a quarter of an hour. What comes of it, [`images_step`] says.
+pub(crate) fn begin_kernels() -> Result<()> {
+    build_packages()?;
+    run(cargo().args(["build", "--locked", "--quiet", "--package", "truthdb-image"]))?;
+    let builder = target_dir().join("debug/truthdb-image");
+    let log = target_dir().join("xtask/kernels.log");
+    println!("    kernels: beside the other steps, see {}", log.display());
+    let file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
+    let build = move || {
+        for kernel in ["runtime", "installer"] {
+            let status = command("nice")
+                .args(["-n", "19"])
+                .arg(&builder)
+                .args(["kernel", kernel])
+                .stdin(Stdio::null())
+                .stdout(file.try_clone().context("the file for output")?)
+                .stderr(file.try_clone().context("the file for output")?)
+                .status()
+                .context("cannot start `nice`")?;
+            ensure!(
+                status.success(),
+                "the {kernel} kernel ended with {status}, see {}",
+                log.display()
+            );
+        }
+        Ok(())
+    };
+    let thread = std::thread::Builder::new().name("kernels".into());
+    let thread = thread.spawn(build).context("starting a thread")?;
+    *AHEAD.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    Ok(())
+}
+
+/// Waits for what [`begin_kernels`] has begun. Where it failed, the images build their kernels, and say why they cannot.
+fn finish_kernels() {
+    let thread = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(thread) = thread else { return };
+    if !thread.is_finished() {
+        println!("    waiting for the kernels");
+    }
+    match thread.join() {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => println!("    not built ahead: {error:#}"),
+        Err(_) => println!("    not built ahead: the thread that builds kernels panicked"),
+    }
+}
+
 /// The suite's step `images`: everything is built, and images are assembled twice, in different folders, with the same
 /// bytes.
 pub(crate) fn images_step() -> Result<Count> {
+    finish_kernels();
     build_test_images()?;
     let [one, two] = [test_folder(), target_dir().join("appliance/test-again")];
     let programs = one.join("parts/programs");

@@ -60,6 +60,14 @@ const GUEST_PACKAGES: [&str; 4] = [
 /// The compiler of JavaScript modules, from npm.
 const COMPONENTIZE_JS: &str = "@bytecodealliance/componentize-js@0.23.0";
 
+/// Tools wait for what they start, so they are optimised as little as makes them quick to build.
+const QUICKLY_BUILT: [(&str, &str); 4] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+    ("CARGO_PROFILE_RELEASE_LTO", "off"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ("CARGO_PROFILE_RELEASE_DEBUG", "0"),
+];
+
 /// Targets of the toolchain: the static binary, and modules without and with WASI.
 const TARGETS: [&str; 3] = [MUSL_TARGET, "wasm32-unknown-unknown", "wasm32-wasip1"];
 
@@ -91,7 +99,8 @@ pub(crate) fn cargo_tool(tool: &CargoTool) -> Result<Command> {
             .arg(tool.package)
             // A folder of its own: the repository's build must not wait for this one, nor the other
             // way round.
-            .env("CARGO_TARGET_DIR", folder.join("build")))?;
+            .env("CARGO_TARGET_DIR", folder.join("build"))
+            .envs(QUICKLY_BUILT))?;
         // Only the binary is wanted, and the build is several hundred megabytes.
         std::fs::remove_dir_all(folder.join("build")).context("removing the build of the tool")?;
     }

@@ -138,6 +138,9 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     } else {
         None
     };
+    if is_whole && let Err(error) = appliance::begin_kernels() {
+        println!("    the kernels are not built ahead: {error:#}");
+    }
     let outcomes = STEPS.iter().filter(wanted);
     let outcomes: Vec<Outcome> = outcomes.map(|step| Outcome::of(step, libc)).collect();
     if let Some(kept) = kept
