@@ -1,5 +1,6 @@
 //! Our own static programs, built by cargo, without anything of the build host in them.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -69,10 +70,8 @@ impl Builds {
             ])
             .args(packages.iter().flat_map(|package| ["--package", package]));
         if self.profile == PUBLISHED {
-            build.env(
-                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS",
-                self.rustflags(&target),
-            );
+            of_nobody(&mut build);
+            build.env("CARGO_ENCODED_RUSTFLAGS", self.rustflags(&target));
         }
         let status = build.status().context("starting cargo")?;
         ensure!(
@@ -83,17 +82,26 @@ impl Builds {
         Ok(())
     }
 
-    /// Paths of this machine are replaced in what the programs say about places in sources.
-    fn rustflags(&self, target: &Path) -> String {
+    /// Paths of this machine are replaced in what the programs say about places in sources. These flags go before all
+    /// others that cargo could be told, and paths may have spaces in them.
+    fn rustflags(&self, target: &Path) -> OsString {
         let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
         let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-        let mut flags = format!(
-            "--remap-path-prefix={}=/source --remap-path-prefix={}=/build",
-            self.root.display(),
-            target.display()
-        );
-        if let Some(home) = home {
-            flags.push_str(&format!(" --remap-path-prefix={}=/cargo", home.display()));
+        let places = [
+            (Some(self.root.as_path()), "/source"),
+            (Some(target), "/build"),
+            (home.as_deref(), "/cargo"),
+        ];
+        let mut flags = OsString::new();
+        for (path, name) in places {
+            let Some(path) = path else { continue };
+            if !flags.is_empty() {
+                flags.push("\u{1f}");
+            }
+            flags.push("--remap-path-prefix=");
+            flags.push(path);
+            flags.push("=");
+            flags.push(name);
         }
         flags
     }
@@ -103,6 +111,19 @@ impl Builds {
         match std::env::var_os("CARGO_TARGET_DIR") {
             Some(directory) => self.root.join(directory),
             None => self.root.join("target"),
+        }
+    }
+}
+
+/// Takes away what somebody has set for builds of their own: a processor of theirs, or another profile.
+fn of_nobody(cargo: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_own = text.starts_with("CARGO_PROFILE_")
+            || text.starts_with("CARGO_BUILD_RUSTFLAGS")
+            || text == "RUSTFLAGS";
+        if is_own {
+            cargo.env_remove(&name);
         }
     }
 }
@@ -130,4 +151,23 @@ pub(crate) fn stripped(program: &Path, folder: &Path, name: &str) -> Result<Path
     let to = folder.join(name);
     strip(program, &to)?;
     Ok(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_separated_by_what_no_path_has() {
+        let builds = Builds::new("/with a space/truthdb".into(), PUBLISHED.into());
+        let flags = builds.rustflags(Path::new("/target"));
+        let flags: Vec<&str> = flags.to_str().unwrap().split('\u{1f}').collect();
+        assert_eq!(
+            flags[..2],
+            [
+                "--remap-path-prefix=/with a space/truthdb=/source",
+                "--remap-path-prefix=/target=/build"
+            ]
+        );
+    }
 }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::cache::Cache;
 use crate::hash;
 use crate::manifest::{PinnedFile, SourcePackage};
-use crate::process::{output, tool, write};
+use crate::process::{self, output, tool, write};
 
 /// The environment variable that names Debian archives, separated by spaces, in place of those that the machine's own
 /// apt is set to.
@@ -78,11 +78,20 @@ fn get(cache: &Cache, files: &[PinnedFile], ask: &[&str]) -> Result<Vec<PathBuf>
         let state = folder.join("apt");
         prepare(&state)?;
         let ask = || output(apt(&state).current_dir(&folder).args(ask));
-        if ask().is_err() {
-            // No package lists yet, or old ones. Another archive may have the file if one is out of reach.
-            let updated = output(apt(&state).args(["update", "--error-on=any"]));
-            ask().map_err(|missing| not_there(missing, updated.err(), files, &folder))?;
+        let mut asked = ask();
+        let mut updated = Ok(String::new());
+        // First what is known already; then with new lists; then of Debian's own archives too, since those that are
+        // called like Debian's may be of somebody else.
+        for sources in [sources, sources_and_debian] {
+            if asked.is_ok() {
+                break;
+            }
+            write(&state.join("truthdb.sources"), sources()?.as_bytes())?;
+            // Another archive may have the file if one is out of reach.
+            updated = output(apt(&state).args(["update", "--error-on=any"]));
+            asked = ask();
         }
+        asked.map_err(|missing| not_there(missing, updated.err(), files, &folder))?;
     }
     for (path, file) in paths.iter().zip(files) {
         check(path, &file.sha256)?;
@@ -103,6 +112,9 @@ fn not_there(
         names.join(" and "),
         folder.display()
     );
+    if process::is_disk_full(&missing) {
+        return missing;
+    }
     match out_of_reach {
         Some(error) => error.context(format!(
             "an archive of Debian is out of reach: try again, name another in {ARCHIVES_VARIABLE}, or {by_hand}"
@@ -133,12 +145,11 @@ fn prepare(state: &Path) -> Result<()> {
         let folder = state.join(folder);
         std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     }
-    write(&state.join("status"), b"")?;
-    write(&state.join("truthdb.sources"), sources()?.as_bytes())
+    write(&state.join("status"), b"")
 }
 
-/// What apt is told of archives: those of Debian 12, with the sources of packages. Trusted, because every file is
-/// checked against the manifest's hash.
+/// What apt is told of archives: those of Debian 12, with the sources of packages. Trusted, and however old, because
+/// every file is checked against the manifest's hash.
 fn sources() -> Result<String> {
     // What it would fetch, which it also knows before it has ever fetched a list, and without privileges.
     let known = || output(tool("apt-get").args(["update", "--print-uris"]));
@@ -152,6 +163,18 @@ fn sources() -> Result<String> {
         "      apt knows no archive of Debian: {names} are asked ({ARCHIVES_VARIABLE} names others)"
     );
     Ok(sources_of_debian())
+}
+
+/// The same, and Debian's own archives unless others are named.
+fn sources_and_debian() -> Result<String> {
+    let text = sources()?;
+    let is_named = std::env::var_os(ARCHIVES_VARIABLE).is_some_and(|named| !named.is_empty());
+    let own = sources_of_debian();
+    Ok(if is_named || text == own {
+        text
+    } else {
+        text + &own
+    })
 }
 
 /// The stanzas of the archives that the variable names; without it, of those that apt knows.
@@ -175,12 +198,29 @@ fn sources_of_debian() -> String {
 fn archives_in(lines: &str) -> String {
     let of_line = |line: &str| {
         let (archive, _) = line.strip_prefix('\'')?.split_once("/dists/")?;
-        let name = archive.trim_end_matches('/').rsplit('/').next()?;
+        let name = name_of(archive);
         let is_debian = name == "debian" || name.starts_with("debian-");
         is_debian.then(|| archive.to_owned())
     };
     let archives: Vec<String> = lines.lines().filter_map(of_line).collect();
     archives.join(" ")
+}
+
+/// The name of an archive: the last part of its address, before the moment if it is one as it once was
+/// (`…/debian/20261120T000000Z`).
+fn name_of(archive: &str) -> &str {
+    let is_moment = |part: &str| {
+        part.len() == 16
+            && part.ends_with('Z')
+            && part.bytes().filter(u8::is_ascii_digit).count() == 14
+    };
+    let mut parts = archive.trim_end_matches('/').rsplit('/');
+    let last = parts.next().unwrap_or(archive);
+    if is_moment(last) {
+        parts.next().unwrap_or(last)
+    } else {
+        last
+    }
 }
 
 /// A stanza for each archive; that of security updates is told by its name.
@@ -189,7 +229,7 @@ fn sources_of(archives: &str) -> String {
     archives.sort_unstable();
     archives.dedup();
     let of_archive = |archive: &&str| {
-        let is_security = archive.trim_end_matches('/').ends_with("security");
+        let is_security = name_of(archive).ends_with("security");
         let suite = if is_security {
             "bookworm-security"
         } else {
@@ -202,7 +242,8 @@ fn sources_of(archives: &str) -> String {
 
 fn stanza(archive: &str, suites: &str) -> String {
     format!(
-        "Types: deb deb-src\nURIs: {archive}\nSuites: {suites}\nComponents: main\nTrusted: yes\n\n"
+        "Types: deb deb-src\nURIs: {archive}\nSuites: {suites}\nComponents: main\nTrusted: yes\n\
+         Check-Valid-Until: no\n\n"
     )
 }
 
@@ -238,6 +279,22 @@ mod tests {
         assert_eq!(text.matches("URIs: http://a/debian/\n").count(), 1);
         assert!(text.contains("debian-security/\nSuites: bookworm-security\n"));
         assert!(sources_of(" \n").is_empty());
+    }
+
+    #[test]
+    fn an_archive_as_it_once_was_is_known_by_its_name() {
+        let lines = "'http://a/archive/debian/20261120T000000Z/dists/trixie/InRelease' x 0 \n\
+                     'http://a/archive/debian-security/20261120T000000Z/dists/trixie-security/InRelease' y 0\n";
+        let text = sources_of(&archives_in(lines));
+        assert!(
+            text.contains("URIs: http://a/archive/debian/20261120T000000Z\nSuites: bookworm\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("debian-security/20261120T000000Z\nSuites: bookworm-security\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("Check-Valid-Until: no\n").count(), 2);
     }
 
     #[test]
@@ -283,6 +340,9 @@ mod tests {
             let error = not_there(missing, out_of_reach, &files, Path::new("/cache"));
             format!("{error:#}")
         };
+        let full = anyhow::anyhow!("The disk is full: make room");
+        let full = not_there(full, None, &files, Path::new("/cache"));
+        assert_eq!(format!("{full:#}"), "The disk is full: make room");
         let gone = say(None);
         assert!(
             gone.contains("no such version any more") && gone.contains("no version 1"),

@@ -50,6 +50,19 @@ pub(crate) fn tool(name: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// A tool of which nothing in the environment changes what it makes: `make` takes any variable for one of its own, and
+/// compilers have theirs.
+pub(crate) fn isolated_tool(name: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = tool(name);
+    command.env_clear().env("LC_ALL", "C").env("TZ", "UTC");
+    let kept = ["PATH", "HOME", "TMPDIR"];
+    command.envs(
+        kept.iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?))),
+    );
+    command
+}
+
 /// Runs a command quietly and returns its standard output.
 ///
 /// # Errors
@@ -155,12 +168,19 @@ fn cannot_start(command: &Command, error: std::io::Error) -> anyhow::Error {
 fn explain(said: &str) -> String {
     let lines: Vec<&str> = said.lines().collect();
     let mut text = lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n");
-    if said.contains("No space left on device") {
-        text.push_str("\nThe disk is full: ");
-        text.push_str(DISK_ADVICE);
+    // The kernel's words, and apt's.
+    if said.contains("No space left on device") || said.contains("have enough free space") {
+        text.push_str(&format!("\n{DISK_IS_FULL}: {DISK_ADVICE}"));
     }
     text
 }
+
+/// Whether a command failed because the disk is full; its error says so, with advice.
+pub(crate) fn is_disk_full(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains(DISK_IS_FULL)
+}
+
+const DISK_IS_FULL: &str = "The disk is full";
 
 const DISK_ADVICE: &str = "a kernel build needs about 4 GiB for its time; make room, or set \
     XDG_CACHE_HOME and CARGO_TARGET_DIR to folders on a larger disk";

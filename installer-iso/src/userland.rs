@@ -11,14 +11,18 @@ use crate::fetch;
 use crate::hash::{self, Inputs};
 use crate::kconfig::{Demands, demands, gate, resolved};
 use crate::manifest::{Manifest, SourcePackage};
-use crate::process::{self, output, tool, watched};
+use crate::process::{self, isolated_tool, output, tool, watched};
 
 /// Counts up when this file builds in another way.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
+/// Keeps the time of the build out of BusyBox: its configuration program writes it down for the banner.
+const NO_TIMESTAMP: (&str, &str) = ("KCONFIG_NOTIMESTAMP", "1");
 /// musl's compiler, and behind its own headers those of the kernel, which musl does not bring.
 const COMPILER: &str = "musl-gcc -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu";
 /// musl's library, which is linked into both, where Debian's package `musl-dev` has it.
 pub(crate) const MUSL: &str = "/usr/lib/x86_64-linux-musl/libc.a";
+/// Names the version of the kernel's headers, which package `linux-libc-dev` brings.
+const KERNEL_HEADERS: &str = "/usr/include/linux/version.h";
 /// Programs of e2fsprogs, and where its build leaves them.
 const E2FSPROGS: [(&str, &str, &str); 3] = [
     ("e2fsck", "e2fsck", "e2fsck"),
@@ -109,7 +113,9 @@ pub(crate) fn build(root: &Path, cache: &Cache, manifest: &Manifest) -> Result<U
 }
 
 fn inputs(source: &SourcePackage, config: &str) -> Result<Inputs> {
-    let compiler = output(tool("musl-gcc").arg("--version"))?;
+    let compiler =
+        output(tool("musl-gcc").arg("--version"))? + &output(tool("ld").arg("--version"))?;
+    let headers = hash::of_file(Path::new(KERNEL_HEADERS))?;
     // Not by asking the compiler: it names the library of the gcc that it is a wrapper of.
     let library = hash::of_file(Path::new(MUSL))?;
     let files = source.files.iter();
@@ -118,7 +124,8 @@ fn inputs(source: &SourcePackage, config: &str) -> Result<Inputs> {
             .named("recipe", RECIPE)
             .content("config", config)
             .named("compiler", &compiler)
-            .named("libc", &library),
+            .named("libc", &library)
+            .named("headers", &headers),
         |inputs, file| inputs.named(&file.name, &file.sha256),
     ))
 }
@@ -164,7 +171,14 @@ fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
     let wanted = demands(&[("installer-iso/userland/busybox.config", config)])?;
     // Answers for `allnoconfig`, which takes choices from here and leaves everything else off.
     process::write(&source.join("allno.config"), config.as_bytes())?;
-    output(tool("make").args(["-s", "allnoconfig"]).current_dir(source))?;
+    let configure = |target: &str| {
+        let mut make = isolated_tool("make");
+        make.args(["-s", target])
+            .current_dir(source)
+            .env(NO_TIMESTAMP.0, NO_TIMESTAMP.1);
+        make
+    };
+    output(&mut configure("allnoconfig"))?;
     let path = source.join(".config");
     let nothing = String::from_utf8(process::read(&path)?)?;
     process::write(&path, merged(&nothing, &wanted).as_bytes())?;
@@ -172,9 +186,7 @@ fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
     let answers = folder.join("answers");
     process::write(&answers, "\n".repeat(2000).as_bytes())?;
     let stdin = std::fs::File::open(&answers).context("opening the answers")?;
-    let status = tool("make")
-        .args(["-s", "oldconfig"])
-        .current_dir(source)
+    let status = configure("oldconfig")
         .stdin(stdin)
         .stdout(std::process::Stdio::null())
         .status()
@@ -185,14 +197,31 @@ fn make_busybox(source: &Path, config: &str, folder: &Path) -> Result<()> {
     make.arg("busybox")
         .arg(format!("CC={COMPILER}"))
         .arg("HOSTCC=gcc")
-        // Otherwise the banner has the time of the build.
-        .env("KCONFIG_NOTIMESTAMP", "1");
+        .env(NO_TIMESTAMP.0, NO_TIMESTAMP.1);
     build_and_strip(
         &mut make,
         folder,
         "BusyBox",
         &[(source.join("busybox"), "busybox")],
-    )
+    )?;
+    let program = process::read(&folder.join("busybox"))?;
+    ensure!(
+        !has_time_of_build(&program),
+        "BusyBox has the time of its build in it: another build of the same sources would differ"
+    );
+    Ok(())
+}
+
+/// Whether BusyBox's banner has a time behind its version: `BusyBox v1.35.0 (2026-11-25 20:16:41 UTC)`.
+fn has_time_of_build(program: &[u8]) -> bool {
+    const BANNER: &[u8] = b"BusyBox v";
+    let mut banners = program
+        .windows(BANNER.len())
+        .enumerate()
+        .filter(|(_, window)| *window == BANNER)
+        .map(|(at, _)| &program[at..])
+        .map(|rest| rest.split(|byte| *byte == 0).next().unwrap_or(rest));
+    banners.any(|banner| banner.windows(4).any(|window| window == b" UTC"))
 }
 
 /// A configuration with the demands in it. Unlike the kernel's, this configuration program wants each symbol once, and
@@ -229,7 +258,7 @@ fn make_e2fsprogs(source: &Path, arguments: &str, folder: &Path) -> Result<()> {
     let arguments = arguments.lines().filter(|line| !line.starts_with('#'));
     println!("      configuring e2fsprogs");
     output(
-        tool("../configure")
+        isolated_tool("../configure")
             .args(arguments)
             .args([
                 format!("CC={COMPILER}"),
@@ -256,7 +285,7 @@ fn make_e2fsprogs(source: &Path, arguments: &str, folder: &Path) -> Result<()> {
 }
 
 fn make(folder: &Path) -> Command {
-    let mut make = tool("make");
+    let mut make = isolated_tool("make");
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     make.arg(format!("-j{jobs}")).current_dir(folder);
     make
@@ -341,6 +370,14 @@ fn needs_interpreter(elf: &[u8]) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_banner_with_a_time_is_found() {
+        let with = b"\x7fELF\0BusyBox v1.35.0 (2026-11-25 20:16:41 UTC)\0more";
+        assert!(has_time_of_build(with));
+        let without = b"\x7fELF\0BusyBox v1.35.0 ()\0at 12:00 UTC\0";
+        assert!(!has_time_of_build(without));
+    }
 
     #[test]
     fn a_dynamic_program_is_told_from_a_static_one() {
