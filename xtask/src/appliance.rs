@@ -3,7 +3,7 @@
 //! The work is in two programs of the workspace (`truthdb-image`, `truthdb-vm`), so that this one stays quick to
 //! build. Here are the packages of the build host that they need, and the order of things.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lexopt::prelude::{Long, Short, Value, ValueExt as _};
 
 use crate::install::debian_package;
-use crate::process::{cargo, command, root, run, succeeds, target_dir, tee};
+use crate::process::{cargo, command, root, run, set_environment, succeeds, target_dir, tee};
 use crate::summary::Count;
 
 /// Debian packages that building takes, each with a program that it brings.
@@ -74,7 +74,7 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
     }
     // A place that is known, to find the result in.
     ensure!(
-        words.iter().all(|word| word != "--out"),
+        words.iter().all(|word| !is_option(word, "--out")),
         "--boot has a folder of its own: leave --out away"
     );
     let out = target_dir().join("appliance/boot");
@@ -92,7 +92,7 @@ pub(crate) fn image(parser: &mut lexopt::Parser) -> Result<bool> {
     run(&mut vm_tool(&[
         "boot".into(),
         out.join(file).into_os_string(),
-    ]))?;
+    ])?)?;
     Ok(true)
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
     build_test_images()?;
     if times {
         machine_packages()?;
-        run(&mut vm_tool(&tested("times")))?;
+        run(&mut vm_tool(&tested("times"))?)?;
         return Ok(true);
     }
     let count = boot_tests(&only)?;
@@ -130,13 +130,23 @@ pub(crate) fn vm(parser: &mut lexopt::Parser) -> Result<bool> {
 /// The kernels that are built ahead, until somebody waits for them.
 static AHEAD: Mutex<Option<JoinHandle<Result<()>>>> = Mutex::new(None);
 
+/// What tests of the image builder would do without by themselves; in the whole suite they must not.
+pub(crate) fn tools_of_tests() -> Result<()> {
+    build_packages()?;
+    signing_package()?;
+    let stub = Path::new("/usr/lib/systemd/boot/efi/linuxx64.efi.stub");
+    debian_package("systemd-boot-efi", || stub.exists())?;
+    set_environment([("TRUTHDB_TOOLS", "all".into())]);
+    Ok(())
+}
+
 /// Builds the kernels that the cache does not have beside the other steps of the suite, with what these leave of the
 /// processors: they take a quarter of an hour. What comes of it, [`images_step`] says.
 pub(crate) fn begin_kernels() -> Result<()> {
-    build_packages()?;
     run(cargo().args(["build", "--locked", "--quiet", "--package", "truthdb-image"]))?;
     let builder = target_dir().join("debug/truthdb-image");
     let log = target_dir().join("xtask/kernels.log");
+    std::fs::create_dir_all(target_dir().join("xtask")).context("making the folder of xtask")?;
     println!("    kernels: beside the other steps, see {}", log.display());
     let file = File::create(&log).with_context(|| format!("making {}", log.display()))?;
     let build = move || {
@@ -185,6 +195,10 @@ pub(crate) fn images_step() -> Result<Count> {
     build_test_images()?;
     let [one, two] = [test_folder(), target_dir().join("appliance/test-again")];
     let programs = one.join("parts/programs");
+    if two.exists() {
+        // What a run left behind that was cut off would be taken for a part of this one.
+        std::fs::remove_dir_all(&two).with_context(|| format!("emptying {}", two.display()))?;
+    }
     let out = given("--out", two.clone());
     let mut words: Vec<OsString> = out.to_vec();
     words.extend(runtime_programs(&programs));
@@ -319,7 +333,7 @@ fn boot_tests(only: &[String]) -> Result<Count> {
     for name in only {
         words.extend(["--only".into(), name.into()]);
     }
-    let (status, output) = tee(&mut vm_tool(&words))?;
+    let (status, output) = tee(&mut vm_tool(&words)?)?;
     // The program's last line counts; its lines about single tests do not look like totals.
     Ok(Count::of_step(&output, status.success()))
 }
@@ -347,31 +361,31 @@ fn plain_config() -> PathBuf {
 }
 
 fn image_tool(what: &str, words: &[OsString]) -> Result<()> {
-    run(cargo()
-        .args([
-            "run",
-            "--locked",
-            "--quiet",
-            "--package",
-            "truthdb-image",
-            "--",
-            what,
-        ])
-        .args(words))
+    run(built_tool("truthdb-image")?.arg(what).args(words))
 }
 
-fn vm_tool(words: &[OsString]) -> std::process::Command {
+/// A program of the workspace, started where the user is: the files that are named on the command line are named from
+/// there.
+fn built_tool(package: &str) -> Result<std::process::Command> {
     let mut tool = cargo();
-    tool.args([
-        "run",
-        "--locked",
-        "--quiet",
-        "--package",
-        "truthdb-vm-tests",
-        "--",
-    ])
-    .args(words);
-    tool
+    tool.current_dir(std::env::current_dir().context("the folder one is in")?)
+        .args(["run", "--locked", "--quiet", "--manifest-path"])
+        .arg(root().join("Cargo.toml"))
+        .args(["--package", package, "--"]);
+    Ok(tool)
+}
+
+/// Whether a word is this option, alone or with its value.
+fn is_option(word: &OsStr, option: &str) -> bool {
+    let word = word.to_string_lossy();
+    word.strip_prefix(option)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+}
+
+fn vm_tool(words: &[OsString]) -> Result<std::process::Command> {
+    let mut tool = built_tool("truthdb-vm-tests")?;
+    tool.args(words);
+    Ok(tool)
 }
 
 fn build_packages() -> Result<()> {
@@ -387,10 +401,13 @@ fn build_packages() -> Result<()> {
 
 /// What signing takes, if something is to be signed.
 fn signing_packages(words: &[OsString]) -> Result<()> {
-    let signs = |word: &OsString| word.to_string_lossy().starts_with("--sign-key");
-    if !words.iter().any(signs) {
+    if !words.iter().any(|word| is_option(word, "--sign-key")) {
         return Ok(());
     }
+    signing_package()
+}
+
+fn signing_package() -> Result<()> {
     debian_package("sbsigntool", || is_there("sbsign"))
 }
 
@@ -416,5 +433,15 @@ mod tests {
     fn programs_are_looked_up_in_the_search_path() {
         assert!(is_there("sh"));
         assert!(!is_there("no-such-program-anywhere"));
+    }
+
+    #[test]
+    fn options_are_known_with_their_value_and_without() {
+        for word in ["--out", "--out=dist"] {
+            assert!(is_option(OsStr::new(word), "--out"), "{word}");
+        }
+        for word in ["--outer", "out", "--"] {
+            assert!(!is_option(OsStr::new(word), "--out"), "{word}");
+        }
     }
 }

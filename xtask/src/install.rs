@@ -117,13 +117,15 @@ pub(crate) fn compile_cache() -> Result<Option<CompileCache>> {
     }
     std::fs::create_dir_all(target_dir().join("xtask")).context("making the folder of xtask")?;
     let sccache = cargo_tool(&SCCACHE)?.get_program().to_owned();
-    let path = CommonPath::take(&cache_dir()?, target_dir())?;
-    if path.is_none() {
+    let Some(path) = CommonPath::take(&cache_dir()?, target_dir())? else {
+        // Without its path, nothing else of it either: programs that were built under the path of the other run would
+        // count as built, and would start the other's.
         println!(
-            "    another run of the suite keeps what its compilers make; this one finds less of it"
+            "    another run of the suite has what compilers made; this one compiles everything"
         );
-    }
-    let mut variables = vec![
+        return Ok(None);
+    };
+    set_environment([
         ("RUSTC_WRAPPER", sccache),
         ("SCCACHE_DIR", cache_dir()?.join("compiled").into()),
         ("SCCACHE_CACHE_SIZE", SCCACHE_BYTES.into()),
@@ -132,18 +134,14 @@ pub(crate) fn compile_cache() -> Result<Option<CompileCache>> {
         ("SCCACHE_IGNORE_SERVER_IO_ERROR", "1".into()),
         // What is compiled step by step is not kept, and on a fresh clone costs more than it gives.
         ("CARGO_INCREMENTAL", "0".into()),
-    ];
-    let target = path
-        .iter()
-        .map(|path| ("CARGO_TARGET_DIR", path.link.clone().into()));
-    variables.extend(target);
-    set_environment(variables);
+        ("CARGO_TARGET_DIR", path.link.clone().into()),
+    ]);
     Ok(Some(CompileCache { _path: path }))
 }
 
 /// What compilers made is kept, until [`CompileCache::end`].
 pub(crate) struct CompileCache {
-    _path: Option<CommonPath>,
+    _path: CommonPath,
 }
 
 /// One path by which compilers know the target directory of whatever clone is tested. What a build script has written

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -31,11 +31,15 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// Variables for every program that is started from now on.
-static ENVIRONMENT: OnceLock<Vec<(&'static str, OsString)>> = OnceLock::new();
+static ENVIRONMENT: Mutex<Vec<(&'static str, OsString)>> = Mutex::new(Vec::new());
 
-/// Sets variables for every program that is started from now on. The first call counts.
-pub(crate) fn set_environment(variables: Vec<(&'static str, OsString)>) {
-    let _ = ENVIRONMENT.set(variables);
+/// Sets variables for every program that is started from now on.
+pub(crate) fn set_environment(variables: impl IntoIterator<Item = (&'static str, OsString)>) {
+    environment().extend(variables);
+}
+
+fn environment() -> MutexGuard<'static, Vec<(&'static str, OsString)>> {
+    ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A program to be started in the root of the repository.
@@ -51,8 +55,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
             command.env_remove(&name);
         }
     }
-    let environment = ENVIRONMENT.get().into_iter().flatten();
-    command.envs(environment.map(|(name, value)| (*name, value)));
+    let environment = environment();
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
     command
 }
 

@@ -138,8 +138,14 @@ pub(crate) fn main(parser: &mut lexopt::Parser) -> Result<bool> {
     } else {
         None
     };
-    if is_whole && let Err(error) = appliance::begin_kernels() {
-        println!("    the kernels are not built ahead: {error:#}");
+    if is_whole {
+        // Steps that need what is missing fail by themselves, and the others still run.
+        if let Err(error) = appliance::tools_of_tests() {
+            println!("    tools of tests are missing: {error:#}");
+        }
+        if let Err(error) = appliance::begin_kernels() {
+            println!("    the kernels are not built ahead: {error:#}");
+        }
     }
     let outcomes = STEPS.iter().filter(wanted);
     let outcomes: Vec<Outcome> = outcomes.map(|step| Outcome::of(step, libc)).collect();
