@@ -7,10 +7,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::json;
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
 
 use crate::http;
 use crate::picture::Picture;
@@ -231,6 +232,18 @@ impl Machine {
         answer["icount"]
             .as_u64()
             .context("QEMU counts no instructions")
+    }
+
+    /// Times that its disks were told to make durable what was written.
+    ///
+    /// # Errors
+    ///
+    /// QEMU's.
+    pub fn flushes(&mut self) -> Result<u64> {
+        let answer = self.qmp.run("query-blockstats", &json!({}))?;
+        let disks = answer.as_array().context("QEMU counts no flushes")?;
+        let of_disk = |disk: &Value| disk["stats"]["flush_operations"].as_u64();
+        Ok(disks.iter().filter_map(of_disk).sum())
     }
 
     /// Presses the power button.
@@ -485,14 +498,22 @@ fn kvm_runs_firmware() -> Result<bool> {
     Ok(outcome?.unwrap_or(false))
 }
 
-/// Two ports. Both are held until both are known, so that they differ.
+/// The first port that machines are given.
+const PORTS_FROM: u16 = 20_000;
+/// How many there are.
+const PORTS: u16 = 10_000;
+
+/// Two ports, below those that the system gives to connections: until QEMU listens to them, none of the other tests'
+/// connections takes them.
 fn free_ports() -> Result<[u16; 2]> {
-    let bind = || TcpListener::bind(("127.0.0.1", 0)).context("looking for a free port");
-    let port = |listener: &TcpListener| -> Result<u16> {
-        let address = listener.local_addr().context("looking for a free port")?;
-        ensure!(address.port() != 0, "there is no free port");
-        Ok(address.port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % u32::from(PORTS)).unwrap_or_default();
+    let mut free = (0..PORTS)
+        .map(|_| PORTS_FROM + (first + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS) % PORTS)
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let ports = (free.next(), free.next());
+    let (Some(one), Some(two)) = ports else {
+        bail!("no two of the ports from {PORTS_FROM} on are free");
     };
-    let (one, two) = (bind()?, bind()?);
-    Ok([port(&one)?, port(&two)?])
+    Ok([one, two])
 }
