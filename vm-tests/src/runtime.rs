@@ -116,8 +116,8 @@ pub(crate) fn power_cut(artefacts: &Artefacts) -> Result<()> {
     })?;
     let flushes = machine.flushes()? - flushes;
     machine.pull_the_plug()?;
-    // What QEMU was given outlives QEMU, flushed or not: that the machine itself asked for it is counted. Of each writer
-    // one event is under way, so that a flush is for as many events at most.
+    // What QEMU was given outlives QEMU, flushed or not: that the machine itself asked for it is counted. Each writer
+    // has one event under way, so that a flush is for as many events at most.
     ensure!(
         flushes >= EVENTS_BEFORE_CUT / WRITERS as u64,
         "{EVENTS_BEFORE_CUT} events were acknowledged after {flushes} flushes of the disk"

@@ -174,7 +174,7 @@ pub(crate) fn begin_kernels() -> Result<()> {
     Ok(())
 }
 
-/// Waits for what [`begin_kernels`] has begun. Where it failed, the images build their kernels, and say why they cannot.
+/// Waits for what [`begin_kernels`] has begun. Where it failed, the images build theirs, and say why they cannot.
 fn finish_kernels() {
     let thread = AHEAD.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(thread) = thread else { return };

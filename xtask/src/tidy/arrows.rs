@@ -129,6 +129,7 @@ const EDGES: [(&str, &[&str]); 10] = [
             "truthdb",
             "truthdb-sim",
             "truthdb-installer",
+            "truthdb-image",
             "truthdb-console",
             "truthdb-node",
         ],
