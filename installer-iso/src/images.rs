@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::artefacts;
 use crate::assemble;
 use crate::disk::{self, Contents as DiskContents, Format};
+use crate::git;
 use crate::kernel::Kernel;
 use crate::options::Options;
 use crate::parts::{Contents, Part};
@@ -16,7 +17,7 @@ use crate::profile::{self, Kind, Profile};
 use crate::sign;
 use crate::steps::Steps;
 use crate::userland;
-use crate::workshop::{Programs, TakenKernel, Workshop};
+use crate::workshop::{Programs, ROOT_FILES, TakenKernel, Workshop};
 
 /// Name of the ISO.
 pub(crate) const ISO: &str = "truthdb-installer.iso";
@@ -181,7 +182,9 @@ fn make_image(
         splash: Some(workshop.splash(plan)?),
     };
     profile.validate()?;
-    let root = workshop.root.join("installer-iso/root");
+    // Again, since minutes may have gone by.
+    git::check_tracked(&workshop.root, ROOT_FILES)?;
+    let root = workshop.root.join(ROOT_FILES);
     let (stub, scratch) = (workshop.stub()?, workshop.scratch());
     let image = assemble::unified_kernel_image(&profile, &root, &stub, &scratch)?;
     let image = match &workshop.signer {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Format;
 use crate::fetch;
+use crate::git;
 use crate::hash;
 use crate::images::{self, ISO};
 use crate::kernel::Kernel;
@@ -23,18 +24,6 @@ use crate::workshop::{PACKAGES, Workshop};
 const SUMS: &str = "SHA256SUMS";
 /// Where it came from.
 const PROVENANCE: &str = "provenance.json";
-/// Folders and files of the repository that a rebuild of the GPL parts takes, besides upstream's files.
-const RECIPES: [&str; 8] = [
-    "installer-iso/manifest.toml",
-    "installer-iso/userland",
-    "installer-iso/src",
-    "kernel-base",
-    "installer-kernel",
-    "runtime-kernel",
-    "docs/building.md",
-    "LICENSE",
-];
-
 /// What `docker build` makes the container from.
 ///
 /// Volumes are made from the folder that the image has in their place, with its owner: without one a new volume is
@@ -79,6 +68,7 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     may_release(&version, &folder)?;
     // Made under another name: a folder with a version's name is whole.
     let making = place.join(format!("making-truthdb-{version}"));
+    git::check_place(&workshop.root, &making)?;
     workshop.out.clone_from(&making);
     if making.exists() {
         std::fs::remove_dir_all(&making).context("removing what an earlier try left")?;
@@ -184,7 +174,7 @@ fn container(workshop: &Workshop, program: &Path) -> Result<()> {
     let name = "truthdb-container.tar.gz";
     let licences = workshop.licences()?;
     container_context(&workshop.root, &folder, program, &licences)?;
-    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))?;
+    archive(&folder, workshop.epoch, &workshop.out.join(name))?;
     workshop.describe(name, &Contents::program("truthdb"))
 }
 
@@ -243,22 +233,22 @@ fn sources(workshop: &Workshop) -> Result<()> {
         let name = file.file_name().context("a file has a name")?;
         std::fs::copy(file, folder.join(name)).with_context(|| process::disk_advice(&folder))?;
     }
-    let recipes = folder.join("recipes.tar.gz");
-    archive(&workshop.root, &RECIPES, workshop.epoch, &recipes)?;
+    let name = format!("truthdb-{}", workshop.version);
+    git::archive(&workshop.root, &name, &folder.join("recipes.tar.gz"))?;
     let readme = format!(
         "The sources of the parts of TruthDB {} that are under the GPL, as they were used: upstream's and Debian's \n\
-         files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the configurations and the program that builds them\n\
-         (docs/building.md in it). The boot stub ({} {}, LGPL) is Debian's unchanged binary; its source is Debian's\n\
+         files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the repository of TruthDB at this version, with the\n\
+         configurations, and the program that builds them (docs/building.md in it). The boot stub ({} {}, LGPL) is Debian's unchanged binary; its source is Debian's\n\
          source package systemd of the same version.\n",
         workshop.version, stub.package, stub.version
     );
     process::write(&folder.join("README.txt"), readme.as_bytes())?;
     let name = format!("truthdb-{}-sources.tar", workshop.version);
-    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))
+    archive(&folder, workshop.epoch, &workshop.out.join(name))
 }
 
-/// A tar archive of files below a folder, with the commit's time and root as owner of everything.
-fn archive(folder: &Path, files: &[&str], epoch: u64, to: &Path) -> Result<()> {
+/// A tar archive of a folder, with the commit's time and root as owner of everything.
+fn archive(folder: &Path, epoch: u64, to: &Path) -> Result<()> {
     let to = std::path::absolute(to).context("the place of an archive")?;
     let mut tar = tool("tar");
     tar.arg("-C")
@@ -270,7 +260,7 @@ fn archive(folder: &Path, files: &[&str], epoch: u64, to: &Path) -> Result<()> {
     if to.extension().is_some_and(|end| end == "gz") {
         tar.args(["--use-compress-program", "gzip -n"]);
     }
-    output(tar.arg("-cf").arg(&to).args(files)).map(|_| ())
+    output(tar.arg("-cf").arg(&to).arg(".")).map(|_| ())
 }
 
 /// Where the artefacts came from, into its file.
@@ -427,7 +417,7 @@ mod tests {
                 process::write(&folder.join("a/within"), b"one").unwrap();
                 let [plain, packed] = ["x.tar", "x.tar.gz"].map(|to| scratch.path().join(to));
                 for to in [&plain, &packed] {
-                    archive(&folder, &["."], 1_700_000_000, to).unwrap();
+                    archive(&folder, 1_700_000_000, to).unwrap();
                 }
                 let listed = output(tool("tar").arg("-tvf").arg(&packed)).unwrap();
                 let lines: Vec<&str> = listed.lines().collect();
@@ -456,13 +446,13 @@ mod tests {
             ["Dockerfile", "LICENCES.txt", "truthdb", "truthdb.toml"]
         );
         let packed = scratch.path().join("context.tar.gz");
-        archive(&folder, &["."], 1_700_000_000, &packed).unwrap();
+        archive(&folder, 1_700_000_000, &packed).unwrap();
         let listed = output(tool("tar").arg("-tf").arg(&packed)).unwrap();
         let listed: Vec<&str> = listed.lines().collect();
         for line in DOCKERFILE.lines().filter(|line| line.starts_with("COPY ")) {
             let name = line.split(' ').rev().nth(1).unwrap();
             let is_packed = |entry: &&str| entry.trim_end_matches('/') == format!("./{name}");
-            assert!(listed.iter().any(|entry| is_packed(entry)), "{line}");
+            assert!(listed.iter().any(is_packed), "{line}");
         }
         // Nothing in it, or it would be no place for a new database.
         assert!(

@@ -10,6 +10,7 @@ use crate::binaries::{Builds, stripped};
 use crate::bzimage;
 use crate::cache::Cache;
 use crate::fetch;
+use crate::git;
 use crate::hash;
 use crate::kernel::{About, Kernel, Recipe};
 use crate::licences;
@@ -31,6 +32,9 @@ pub(crate) const PACKAGES: [&str; 4] = [
     "truthdb-console",
     "truthdb-installer",
 ];
+
+/// The folder with the files of the images' initial file systems.
+pub(crate) const ROOT_FILES: &str = "installer-iso/root";
 
 /// What every command works with.
 pub(crate) struct Workshop {
@@ -90,7 +94,7 @@ impl Workshop {
             .context("this crate lies in the root of the repository")?
             .to_owned();
         let manifest = Manifest::read(&root.join("installer-iso/manifest.toml"))?;
-        let (version, epoch) = version(&root)?;
+        let (version, epoch) = git::version(&root)?;
         let profile = options.profile.as_deref().unwrap_or("release");
         let builds = Builds::new(root.clone(), profile.to_owned());
         let default = builds.target_dir().join("appliance").join(&version);
@@ -113,8 +117,11 @@ impl Workshop {
     ///
     /// # Errors
     ///
-    /// A given file that is not there, or not what it is given as.
+    /// A given file that is not there, or not what it is given as; a file that would get into an image unseen.
     pub(crate) fn plan(&self, what: What, options: &Options) -> Result<Plan> {
+        if !matches!(what, What::Kernel(_)) {
+            git::check_tracked(&self.root, ROOT_FILES)?;
+        }
         let stock = Stock {
             root: &self.root,
             cache: &self.cache,
@@ -348,21 +355,6 @@ pub(crate) fn version_of(image: &[u8]) -> Result<String> {
         .lines()
         .find_map(|line| line.strip_prefix("IMAGE_VERSION="));
     Ok(version.context("it does not say its version")?.to_owned())
-}
-
-/// Version of the product with the commit that it is made from, and the commit's time.
-fn version(root: &Path) -> Result<(String, u64)> {
-    let git = |arguments: &[&str]| output(tool("git").current_dir(root).args(arguments));
-    let number = env!("CARGO_PKG_VERSION");
-    let Ok(commit) = git(&["rev-parse", "--short=10", "HEAD"]) else {
-        // Sources without history, as from an archive.
-        return Ok((number.to_owned(), 0));
-    };
-    let changed = !git(&["status", "--porcelain"])?.trim().is_empty();
-    let epoch = git(&["log", "-1", "--format=%ct"])?;
-    let epoch = epoch.trim().parse().context("the time of the commit")?;
-    let dirty = if changed { "-changed" } else { "" };
-    Ok((format!("{number}-g{}{dirty}", commit.trim()), epoch))
 }
 
 #[cfg(test)]
