@@ -95,19 +95,11 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     );
     std::fs::remove_dir_all(workshop.scratch()).context("removing what lies between the steps")?;
     let count = sums(&making)?;
-    publish(&making, &folder)?;
+    process::give_name(&making, &folder)?;
     workshop.out.clone_from(&folder);
     print!("{}", images::summary(&workshop, &steps));
     println!("{count} files: {}", folder.display());
     Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a release that is lost in a power failure is made again"
-)]
-fn publish(making: &Path, folder: &Path) -> Result<()> {
-    std::fs::rename(making, folder).with_context(|| format!("naming {}", folder.display()))
 }
 
 /// Refuses what must not be published.
