@@ -139,10 +139,10 @@ fn of_parts(read: &dyn Fn(Text) -> Result<String>) -> Result<String> {
 fn head(manifest: &Manifest) -> String {
     let mut text = String::from(
         "What this image is made of, and under which licences.\n\n\
-         The programs below are free software under the GNU General Public License, version 2, and parts of them under\n\
-         the GNU Lesser General Public License. Their complete sources, as they were used, with patches, configurations and the\n\
-         recipes of the build, are published beside this image, as `sources` of the same version; upstream's and\n\
-         Debian's files have these hashes (SHA-256):\n\n",
+         The programs below are free software under the GNU General Public License, version 2, and parts of them\n\
+         under the GNU Lesser General Public License. Their complete sources, as they were used, with patches,\n\
+         configurations and the recipes of the build, are published beside this image, as `sources` of the same\n\
+         version; upstream's and Debian's files have these hashes (SHA-256):\n\n",
     );
     let mut add = |name: &str, version: &str, licence: &str, files: &[(&str, &str)]| {
         text.push_str(&format!("{name} {version}: {licence}\n"));
@@ -171,8 +171,9 @@ fn of_stub(manifest: &Manifest) -> String {
     let stub = &manifest.stub;
     format!(
         "\nThe program that the firmware starts is the boot stub of Debian's package {} {}, unchanged, under the\n\
-         GNU Lesser General Public License, version 2.1 or later. Its source is Debian's source package `systemd` of the\n\
-         same version, which Debian publishes (https://snapshot.debian.org/package/systemd/). The package was this file:\n\n  \
+         GNU Lesser General Public License, version 2.1 or later. Its source is Debian's source package `systemd`\n\
+         of the same version, which Debian publishes (https://snapshot.debian.org/package/systemd/). The package\n\
+         was this file:\n\n  \
          {}  {}\n",
         stub.package, stub.version, stub.sha256, stub.file
     )

@@ -230,8 +230,8 @@ fn sources(workshop: &Workshop) -> Result<()> {
     let readme = format!(
         "The sources of the parts of TruthDB {} that are under the GPL, as they were used: upstream's and Debian's \n\
          files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the repository of TruthDB at this version, with the\n\
-         configurations, and the program that builds them (docs/building.md in it). The boot stub ({} {}, LGPL) is Debian's unchanged binary; its source is Debian's\n\
-         source package systemd of the same version.\n",
+         configurations, and the program that builds them (docs/building.md in it). The boot stub ({} {}, LGPL)\n\
+         is Debian's unchanged binary; its source is Debian's source package systemd of the same version.\n",
         workshop.version, stub.package, stub.version
     );
     process::write(&folder.join("README.txt"), readme.as_bytes())?;
