@@ -1,8 +1,9 @@
 //! Results of slow steps, outside of the repository, each in a folder named by the hash of its inputs.
 //!
-//! A folder is there only when it is complete: it is made under another name and renamed. A fresh clone finds it;
-//! removing the cache loses time, nothing else.
+//! A folder is there only when it is complete: it is made under another name, written to the disk and renamed, by one
+//! process at a time. A fresh clone finds it; removing the cache loses time, nothing else.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,6 +13,8 @@ use crate::process::{self, disk_advice};
 
 /// Digits of the key in a folder's name.
 const KEY_DIGITS: usize = 24;
+/// Begin of the names of folders in which something is made.
+const MAKING: &str = "making-";
 /// The list of hashes in a result's folder, as `sha256sum` writes it.
 const SUMS: &str = "SHA256SUMS";
 
@@ -85,11 +88,11 @@ impl Cache {
     }
 
     /// The result with these inputs, made by `make` in an empty folder if it is not there, or if `check` finds that it
-    /// is not what was made.
+    /// is not what was made. Of results of one name one is made at a time: another process waits, and finds it.
     ///
     /// # Errors
     ///
-    /// Those of `make`; its folder is then left for a look, and emptied by the next try.
+    /// Those of `make`; its folder, which the error names, is then left for a look, and emptied by the next try.
     pub(crate) fn entry(
         &self,
         name: &str,
@@ -97,32 +100,113 @@ impl Cache {
         check: impl Fn(&Path) -> Result<()>,
         make: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Entry> {
+        let found = |folder| Entry {
+            folder,
+            cached: true,
+        };
+        if let Some(folder) = self.find(name, inputs, &check) {
+            return Ok(found(folder));
+        }
+        // By name alone, and without the inputs' hash: what is left of tries with other inputs does not add up.
+        let making = self.root.join(format!("{MAKING}{name}"));
+        let _lock = self.lock(name)?;
         let folder = self.folder(name, inputs);
         if folder.is_dir() {
             let Err(error) = check(&folder) else {
-                return Ok(Entry {
-                    folder,
-                    cached: true,
-                });
+                return Ok(found(folder));
             };
             println!("      what the cache has is damaged, and made again: {error:#}");
-            std::fs::remove_dir_all(&folder)
-                .with_context(|| format!("removing {}", folder.display()))?;
+            remove_folder(&folder)?;
         }
-        let process = std::process::id();
-        let making = self.root.join(format!("making-{name}-{process}"));
-        if making.exists() {
-            std::fs::remove_dir_all(&making)
-                .with_context(|| format!("emptying {}", making.display()))?;
-        }
+        self.sweep(name)?;
+        remove_folder(&making)?;
         std::fs::create_dir_all(&making).with_context(|| disk_advice(&making))?;
-        make(&making)?;
-        publish(&making, &folder)?;
+        make(&making).with_context(|| {
+            format!(
+                "what there is of it stays in {} for a look, and the next try empties it",
+                making.display()
+            )
+        })?;
+        // Otherwise the name could be on the disk before what it stands for, and a power cut leave empty files.
+        flush(&making)?;
+        process::give_name(&making, &folder)?;
+        flush_one(&self.root)?;
         Ok(Entry {
             folder,
             cached: false,
         })
     }
+
+    /// The right to make results of a name, until it is dropped.
+    fn lock(&self, name: &str) -> Result<File> {
+        std::fs::create_dir_all(&self.root).with_context(|| disk_advice(&self.root))?;
+        let path = self.root.join(format!("{MAKING}{name}.lock"));
+        let file = File::create(&path).with_context(|| disk_advice(&path))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                println!("      another process makes {name}: waiting for it");
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| locking(&path)),
+        }
+        file.lock().with_context(|| locking(&path))?;
+        Ok(file)
+    }
+
+    /// Removes what interrupted builds left while their folders had the process's number in their names, and no next
+    /// try found them.
+    fn sweep(&self, name: &str) -> Result<()> {
+        let begin = format!("{MAKING}{name}-");
+        let listing = || format!("listing {}", self.root.display());
+        for entry in std::fs::read_dir(&self.root).with_context(listing)? {
+            let entry = entry.with_context(listing)?;
+            let file_name = entry.file_name();
+            let number = file_name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&begin));
+            if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+                remove_folder(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn locking(path: &Path) -> String {
+    format!(
+        "locking {} (a cache is on a file system with locks: XDG_CACHE_HOME names another folder)",
+        path.display()
+    )
+}
+
+/// Removes a folder, if it is there.
+fn remove_folder(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes everything in a folder to the disk.
+fn flush(folder: &Path) -> Result<()> {
+    let listing = || format!("listing {}", folder.display());
+    for entry in std::fs::read_dir(folder).with_context(listing)? {
+        let entry = entry.with_context(listing)?;
+        let kind = entry.file_type().with_context(listing)?;
+        if kind.is_dir() {
+            flush(&entry.path())?;
+        } else if kind.is_file() {
+            flush_one(&entry.path())?;
+        }
+    }
+    flush_one(folder)
+}
+
+fn flush_one(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    file.sync_all().with_context(|| disk_advice(path))
 }
 
 /// Refuses a file that has not the hash that was noted when it was made.
@@ -153,18 +237,16 @@ pub(crate) fn note_sums(folder: &Path, names: &[&str]) -> Result<()> {
     process::write(&folder.join(SUMS), text.as_bytes())
 }
 
-/// Holds a result against its noted hashes; one that has none, made before they were noted, is taken as it is.
+/// Holds a result against its noted hashes.
 ///
 /// # Errors
 ///
-/// Another hash, or a list that is none.
+/// Another hash, or no list of them, an empty one, or one that is something else.
 pub(crate) fn check_sums(folder: &Path) -> Result<()> {
     let list = folder.join(SUMS);
-    if !list.exists() {
-        return Ok(());
-    }
     let text =
         std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    ensure!(!text.is_empty(), "{} is empty", list.display());
     for line in text.lines() {
         let (sha256, name) = line
             .split_once("  ")
@@ -172,19 +254,6 @@ pub(crate) fn check_sums(folder: &Path) -> Result<()> {
         check_file(&folder.join(name), sha256)?;
     }
     Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a cache may be lost in a power failure; the database's rename is for data"
-)]
-fn publish(making: &Path, folder: &Path) -> Result<()> {
-    match std::fs::rename(making, folder) {
-        // Another build of the same inputs was faster: its result is as good.
-        Err(_) if folder.is_dir() => std::fs::remove_dir_all(making)
-            .with_context(|| format!("removing {}", making.display())),
-        other => other.with_context(|| format!("giving {} its name", folder.display())),
-    }
 }
 
 #[cfg(test)]
@@ -218,13 +287,81 @@ mod tests {
             std::fs::write(folder.join("half"), "x")?;
             anyhow::bail!("broken")
         };
-        assert!(cache.entry("kernel", &inputs, whole, failing).is_err());
+        let failed = cache.entry("kernel", &inputs, whole, failing);
         assert!(!cache.folder("kernel", &inputs).exists());
+        // For a look, in a place that is said.
+        let left = root.path().join("making-kernel");
+        let error = format!("{:#}", failed.unwrap_err());
+        assert!(error.contains(&left.display().to_string()), "{error}");
+        assert!(error.contains("broken"), "{error}");
+        assert!(left.join("half").is_file());
         let make = |folder: &Path| {
             assert!(!folder.join("half").exists(), "begins with an empty folder");
             Ok(())
         };
         assert!(cache.entry("kernel", &inputs, whole, make).is_ok());
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn tries_do_not_add_up_whatever_their_inputs_and_processes() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::at(root.path().to_owned());
+        // As they were named before, and others that are none of ours to remove.
+        for name in [
+            "making-kernel-4711",
+            "making-kernel-1",
+            "making-kernel-other-4711",
+            "kernel-4711",
+            "making-other",
+        ] {
+            process::write(&root.path().join(name).join("half"), b"x").unwrap();
+        }
+        let failing = |_: &Path| anyhow::bail!("broken");
+        for number in ["1", "2", "3"] {
+            let inputs = Inputs::default().named("config", number);
+            assert!(cache.entry("kernel", &inputs, whole, failing).is_err());
+        }
+        let entries = std::fs::read_dir(root.path()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "kernel-4711",
+                "making-kernel",
+                "making-kernel-other-4711",
+                "making-kernel.lock",
+                "making-other"
+            ]
+        );
+    }
+
+    #[test]
+    fn whoever_comes_while_a_result_is_made_waits_and_finds_it() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::at(root.path().to_owned());
+        let inputs = Inputs::default();
+        let (other, key) = (cache.clone(), inputs.clone());
+        let lock = root.path().join("making-kernel.lock");
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut waiting = None;
+        let make = |folder: &Path| {
+            // Nobody else could make it now, in this process or in another.
+            let locked = File::open(&lock).unwrap().try_lock();
+            assert!(matches!(locked, Err(TryLockError::WouldBlock)));
+            waiting = Some(std::thread::spawn(move || {
+                sender.send(()).unwrap();
+                let never = |_: &Path| anyhow::bail!("made twice");
+                other.entry("kernel", &key, whole, never).unwrap()
+            }));
+            receiver.recv().unwrap();
+            process::write(&folder.join("result"), b"x")
+        };
+        let first = cache.entry("kernel", &inputs, whole, make).unwrap();
+        let second = waiting.unwrap().join().unwrap();
+        assert!(!first.cached && second.cached);
+        assert_eq!(first.folder, second.folder);
     }
 
     #[test]
@@ -245,9 +382,14 @@ mod tests {
         assert!(entry().cached);
         std::fs::remove_file(folder.join("result")).unwrap();
         assert!(!entry().cached, "made again");
-        // As it was before hashes were noted.
+        // As a power cut leaves them where nothing was written to the disk: no list, empty files, an empty list.
         std::fs::remove_file(folder.join(SUMS)).unwrap();
-        std::fs::write(folder.join("result"), "wrong").unwrap();
+        assert!(!entry().cached, "made again");
+        for name in ["result", SUMS] {
+            std::fs::write(folder.join(name), "").unwrap();
+            assert_eq!(cache.find("tool", &inputs, check_sums), None, "{name}");
+            assert!(!entry().cached, "made again");
+        }
         assert!(entry().cached);
     }
 }

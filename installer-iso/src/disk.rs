@@ -66,18 +66,18 @@ impl FromStr for Format {
     }
 }
 
+/// All formats, in the order in which they are made: the disk that the others are made from is taken for the raw one.
+const FORMATS: [Format; 3] = [Format::Qcow2, Format::Vhd, Format::Raw];
+
 /// The formats that are asked for, by default all, and the size of the disk that all of them are made from.
-pub(crate) fn formats_and_size(formats: &[Format], size_mib: Option<u64>) -> (Vec<Format>, u64) {
-    let formats = if formats.is_empty() {
-        vec![Format::Raw, Format::Qcow2, Format::Vhd]
-    } else {
-        formats.to_vec()
-    };
-    let asked = size_mib.map_or(IMAGE_BYTES_DEFAULT, |mib| mib.saturating_mul(MIB));
+pub(crate) fn formats_and_size(asked: &[Format], size_mib: Option<u64>) -> (Vec<Format>, u64) {
+    let is_asked = |format: &Format| asked.is_empty() || asked.contains(format);
+    let formats: Vec<Format> = FORMATS.into_iter().filter(is_asked).collect();
+    let wanted = size_mib.map_or(IMAGE_BYTES_DEFAULT, |mib| mib.saturating_mul(MIB));
     let bytes = if formats.contains(&Format::Vhd) {
-        vhd_size(asked)
+        vhd_size(wanted)
     } else {
-        asked
+        wanted
     };
     (formats, bytes)
 }
@@ -162,14 +162,14 @@ pub(crate) fn raw(
     Ok(())
 }
 
-/// Makes an image of another format from a raw one.
+/// Makes an image from a disk, which is moved for the raw one.
 ///
 /// # Errors
 ///
 /// `qemu-img`'s, or a full disk.
 pub(crate) fn convert(raw: &Path, format: Format, epoch: u64, to: &Path) -> Result<()> {
     match format {
-        Format::Raw => Ok(()),
+        Format::Raw => process::give_name(raw, to),
         Format::Qcow2 => {
             let arguments = ["convert", "-f", "raw", "-O", "qcow2", "-c"];
             output(tool("qemu-img").args(arguments).arg(raw).arg(to)).map(|_| ())
@@ -307,6 +307,23 @@ mod tests {
         assert_eq!(bytes, 8192 << 20);
         let (_, bytes) = formats_and_size(&[Format::Raw, Format::Vhd], Some(9000));
         assert_eq!(bytes, 9009 << 20);
+    }
+
+    #[test]
+    fn each_format_is_made_once_and_the_raw_one_when_nothing_else_needs_the_disk() {
+        let asked = [Format::Raw, Format::Vhd, Format::Raw];
+        let (formats, _) = formats_and_size(&asked, None);
+        assert_eq!(formats, [Format::Vhd, Format::Raw]);
+        let folder = tempfile::tempdir().unwrap();
+        let [disk, vhd, raw] = ["disk", "vhd", "raw"].map(|name| folder.path().join(name));
+        let bytes = vhd_size(MIB);
+        let file = std::fs::File::create(&disk).unwrap();
+        file.set_len(bytes).unwrap();
+        convert(&disk, Format::Vhd, 1_700_000_000, &vhd).unwrap();
+        convert(&disk, Format::Raw, 1_700_000_000, &raw).unwrap();
+        assert!(!disk.exists() && raw.metadata().unwrap().len() == bytes);
+        let footer_bytes = u64::try_from(FOOTER_BYTES).unwrap();
+        assert_eq!(vhd.metadata().unwrap().len(), bytes + footer_bytes);
     }
 
     #[test]

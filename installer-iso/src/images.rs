@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::artefacts;
 use crate::assemble;
-use crate::disk::{self, Contents as DiskContents, Format};
+use crate::disk::{self, Contents as DiskContents};
+use crate::git;
 use crate::kernel::Kernel;
 use crate::options::Options;
 use crate::parts::{Contents, Part};
@@ -16,7 +17,7 @@ use crate::profile::{self, Kind, Profile};
 use crate::sign;
 use crate::steps::Steps;
 use crate::userland;
-use crate::workshop::{Programs, TakenKernel, Workshop};
+use crate::workshop::{Programs, ROOT_FILES, TakenKernel, Workshop};
 
 /// Name of the ISO.
 pub(crate) const ISO: &str = "truthdb-installer.iso";
@@ -181,7 +182,9 @@ fn make_image(
         splash: Some(workshop.splash(plan)?),
     };
     profile.validate()?;
-    let root = workshop.root.join("installer-iso/root");
+    // Again, since minutes may have gone by.
+    git::check_tracked(&workshop.root, ROOT_FILES)?;
+    let root = workshop.root.join(ROOT_FILES);
     let (stub, scratch) = (workshop.stub()?, workshop.scratch());
     let image = assemble::unified_kernel_image(&profile, &root, &stub, &scratch)?;
     let image = match &workshop.signer {
@@ -193,7 +196,9 @@ fn make_image(
     if let Some(given) = plan.given(Thing::Splash) {
         contents = contents.and(&Contents::given("splash.bmp", given)?);
     }
-    let path = workshop.publish(kind.artefact(), &image, &contents)?;
+    let path = workshop.publish(kind.artefact(), &contents, |part| {
+        process::write(part, &image)
+    })?;
     Ok(System { path, contents })
 }
 
@@ -251,12 +256,14 @@ pub(crate) fn make_iso(
         make_image(workshop, plan, Kind::Installer, taken, programs, payload)
     })?;
     steps.run("ISO", || {
-        write_iso(workshop, &image.path)?;
-        workshop.describe(ISO, &image.contents)
-    })
+        workshop.publish(ISO, &image.contents, |part| {
+            write_iso(workshop, &image.path, part)
+        })
+    })?;
+    Ok(())
 }
 
-fn write_iso(workshop: &Workshop, image: &Path) -> Result<()> {
+fn write_iso(workshop: &Workshop, image: &Path, to: &Path) -> Result<()> {
     let readme = format!(
         "TruthDB {} installer for 64-bit UEFI machines.\r\n\
          LICENCES.TXT says what it is made of, and where the sources of its parts are.\r\n",
@@ -276,13 +283,7 @@ fn write_iso(workshop: &Workshop, image: &Path) -> Result<()> {
         .map(|(name, content)| (*name, &content[..]))
         .collect();
     let (epoch, scratch) = (workshop.epoch, workshop.scratch());
-    assemble::iso(
-        &firmware_files,
-        &files,
-        epoch,
-        &scratch,
-        &workshop.out.join(ISO),
-    )
+    assemble::iso(&firmware_files, &files, epoch, &scratch, to)
 }
 
 /// Steps of [`make_disk`].
@@ -304,7 +305,8 @@ pub(crate) fn make_disk(
     let others = steps.run("programs of others", || {
         userland::build(&workshop.root, &workshop.cache, &workshop.manifest)
     })?;
-    let raw = workshop.out.join(Format::Raw.artefact());
+    // Between the steps, since it is an artefact only where it is asked for.
+    let raw = workshop.scratch().join("disk.raw");
     steps.run("disk, by the installer's executor", || {
         let (image, version) = workshop.system(&system.path)?;
         let mut files = Vec::new();
@@ -325,11 +327,12 @@ pub(crate) fn make_disk(
     for format in &plan.formats {
         let name = format.artefact();
         steps.run(name, || {
-            disk::convert(&raw, *format, workshop.epoch, &workshop.out.join(name))?;
-            workshop.describe(name, &system.contents)
+            workshop.publish(name, &system.contents, |part| {
+                disk::convert(&raw, *format, workshop.epoch, part)
+            })
         })?;
     }
-    Ok(())
+    process::remove_if_there(&raw)
 }
 
 #[cfg(test)]

@@ -139,10 +139,10 @@ fn of_parts(read: &dyn Fn(Text) -> Result<String>) -> Result<String> {
 fn head(manifest: &Manifest) -> String {
     let mut text = String::from(
         "What this image is made of, and under which licences.\n\n\
-         The programs below are free software under the GNU General Public License, version 2, or the GNU Lesser\n\
-         General Public License. Their complete sources, as they were used, with patches, configurations and the\n\
-         recipes of the build, are published beside this image, as `sources` of the same version; upstream's and\n\
-         Debian's files have these hashes (SHA-256):\n\n",
+         The programs below are free software under the GNU General Public License, version 2, and parts of them\n\
+         under the GNU Lesser General Public License. Their complete sources, as they were used, with patches,\n\
+         configurations and the recipes of the build, are published beside this image, as `sources` of the same\n\
+         version; upstream's and Debian's files have these hashes (SHA-256):\n\n",
     );
     let mut add = |name: &str, version: &str, licence: &str, files: &[(&str, &str)]| {
         text.push_str(&format!("{name} {version}: {licence}\n"));
@@ -157,19 +157,26 @@ fn head(manifest: &Manifest) -> String {
         "GPL-2.0-only WITH Linux-syscall-note",
         &[(&kernel.file, &kernel.sha256)],
     );
-    let stub = &manifest.stub;
-    add(
-        &stub.package,
-        &stub.version,
-        "LGPL-2.1-or-later",
-        &[(&stub.file, &stub.sha256)],
-    );
     for source in &manifest.source {
         let files = source.files.each_ref();
         let files = files.map(|file| (file.name.as_str(), file.sha256.as_str()));
         add(&source.name, &source.version, &source.license, &files);
     }
+    text.push_str(&of_stub(manifest));
     text
+}
+
+/// The stub is Debian's program as it is, and its source is not packed: it does not stand among those whose are.
+fn of_stub(manifest: &Manifest) -> String {
+    let stub = &manifest.stub;
+    format!(
+        "\nThe program that the firmware starts is the boot stub of Debian's package {} {}, unchanged, under the\n\
+         GNU Lesser General Public License, version 2.1 or later. Its source is Debian's source package `systemd`\n\
+         of the same version, which Debian publishes (https://snapshot.debian.org/package/systemd/). The package\n\
+         was this file:\n\n  \
+         {}  {}\n",
+        stub.package, stub.version, stub.sha256, stub.file
+    )
 }
 
 fn section(text: &mut String, title: &str, content: &str) {
@@ -361,6 +368,15 @@ mod tests {
             &manifest.kernel.sha256,
         ] {
             assert!(head.contains(part), "{part}: {head}");
+        }
+        // What is not packed is not said to be.
+        let (packed, stub) = head
+            .split_once("\n\nThe program that the firmware")
+            .unwrap();
+        assert!(packed.contains("are published beside this image") && !stub.contains("beside"));
+        assert!(!packed.contains("systemd"), "{packed}");
+        for part in [&manifest.stub.version, &manifest.stub.sha256, "`systemd`"] {
+            assert!(stub.contains(part), "{part}: {stub}");
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let texts = of_crates(root, &["truthdb-node"]).unwrap();

@@ -20,6 +20,7 @@ mod cpio;
 mod disk;
 mod fat;
 mod fetch;
+mod git;
 mod hash;
 mod images;
 mod kconfig;

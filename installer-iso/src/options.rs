@@ -186,7 +186,20 @@ impl Options {
                 "--runtime gives the whole system, and --{name} would change nothing in it: leave one of them away"
             );
         }
+        ensure!(
+            self.profile.is_none() || self.builds_programs(what),
+            "every program is given, and --profile would change none of them: leave it away"
+        );
         Ok(())
+    }
+
+    /// Whether any of our programs is built, and not given.
+    fn builds_programs(&self, what: What) -> bool {
+        let of_the_system = [&self.truthdb, &self.node, &self.console];
+        let has_system =
+            self.runtime.is_some() || of_the_system.iter().all(|given| given.is_some());
+        let has_installer = what != What::Iso || self.installer.is_some();
+        !(has_system && has_installer)
     }
 }
 
@@ -296,5 +309,27 @@ mod tests {
         assert!(check(&given, What::Disk).contains("leave one of them away"));
         let given = ["iso", "--runtime", "r", "--truthdb", "t"];
         assert!(check(&given, What::Iso).contains("leave one of them away"));
+    }
+
+    #[test]
+    fn a_profile_is_for_programs_that_are_built() {
+        let all = "--truthdb t --node n --console c";
+        for (given, what, builds) in [
+            ("", What::Iso, true),
+            ("--truthdb t --node n", What::Runtime, true),
+            (all, What::Runtime, false),
+            (all, What::Disk, false),
+            (all, What::Iso, true),
+            ("--runtime r", What::Disk, false),
+            // The installer.
+            ("--runtime r", What::Iso, true),
+            ("--runtime r --installer i", What::Iso, false),
+        ] {
+            let words = format!("any --profile fast {given}");
+            let words: Vec<&str> = words.split_whitespace().collect();
+            let said = check(&words, what);
+            assert_eq!(said.is_empty(), builds, "{words:?} {what:?}: {said}");
+            assert!(builds || said.contains("--profile"), "{said}");
+        }
     }
 }

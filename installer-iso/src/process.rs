@@ -1,7 +1,7 @@
 //! Starting the tools of the build host, with messages that say what to do when one is missing or fails.
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -193,16 +193,65 @@ pub(crate) fn disk_advice(path: &Path) -> String {
     )
 }
 
-/// Writes a file, with advice if that fails.
+/// Writes a file, with advice if that fails. It has its name when it is whole.
 ///
 /// # Errors
 ///
 /// What the file system says.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    whole(path, |part| {
+        std::fs::write(part, bytes).with_context(|| disk_advice(path))
+    })
+}
+
+/// Has a file made as `NAME.part`, and gives it its name when it is whole: after a full disk or Ctrl-C nothing stands
+/// under the name that is not what it says, and what stood there before still does.
+///
+/// # Errors
+///
+/// Those of `make`, which leaves nothing behind then, or of the file system.
+pub(crate) fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).with_context(|| disk_advice(parent))?;
     }
-    std::fs::write(path, bytes).with_context(|| disk_advice(path))
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    // A tool may take what an earlier try left for something to go on with.
+    remove_if_there(&part)?;
+    let outcome = make(&part).and_then(|()| give_name(&part, path));
+    if outcome.is_err() {
+        // Room, for whoever tries again on a full disk; what went wrong is said in any case.
+        let _ = std::fs::remove_file(&part);
+    }
+    outcome
+}
+
+/// Renames a file or folder.
+///
+/// # Errors
+///
+/// What the file system says.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is lost in a power failure is made again; the database's rename is for data"
+)]
+pub(crate) fn give_name(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).with_context(|| format!("giving {} its name", to.display()))
+}
+
+/// Removes a file, if it is there.
+///
+/// # Errors
+///
+/// What the file system says.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Reads a file.
@@ -215,8 +264,51 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Whether a test has what it needs of the machine. Where it does not it is left out, which counts as passed;
+    /// whoever has installed everything says so by `TRUTHDB_TOOLS=all`, and then it fails.
+    pub(crate) fn has(what: &str, is_there: bool, brought_by: &str) -> bool {
+        if !is_there {
+            let text = format!("{what} is not installed: `apt-get install {brought_by}` brings it");
+            let all = std::env::var_os("TRUTHDB_TOOLS").is_some_and(|value| value == "all");
+            assert!(
+                !all,
+                "TRUTHDB_TOOLS says that all tools are there, and {text}"
+            );
+            eprintln!("skipped: {text}");
+        }
+        is_there
+    }
+
+    #[test]
+    fn a_file_has_its_name_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/image");
+        let names = || -> Vec<_> {
+            let entries = std::fs::read_dir(folder.path().join("a")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name()).collect()
+        };
+        write(&path, b"before").unwrap();
+        let failed = whole(&path, |part| {
+            std::fs::write(part, "ha").unwrap();
+            bail!("the disk is full")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+        assert_eq!(read(&path).unwrap(), b"before");
+        assert_eq!(names(), ["image"], "no part is left");
+        // What a try left that was interrupted is no beginning for the next.
+        std::fs::write(folder.path().join("a/image.part"), "ha").unwrap();
+        let made = whole(&path, |part| {
+            assert!(!part.exists());
+            assert_eq!(read(&path).unwrap(), b"before");
+            write(part, b"after")
+        });
+        made.unwrap();
+        assert_eq!(read(&path).unwrap(), b"after");
+        assert_eq!(names(), ["image"]);
+    }
 
     #[test]
     fn a_missing_tool_names_its_package() {

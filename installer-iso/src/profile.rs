@@ -155,7 +155,9 @@ impl Profile {
             .chain(&self.payload)
             .map(|(_, from)| from);
         for path in all.chain([&self.kernel]).chain(&self.splash) {
-            ensure!(path.is_file(), "{} is not there", path.display());
+            let bytes = path.metadata().ok().filter(|found| found.is_file());
+            let bytes = bytes.with_context(|| format!("{} is not there", path.display()))?;
+            ensure!(bytes.len() > 0, "{} is empty", path.display());
         }
         Ok(())
     }
@@ -381,6 +383,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut profile = profile(Kind::Runtime, folder.path());
         profile.validate().unwrap();
+        let empty = folder.path().join("empty");
+        std::fs::write(&empty, "").unwrap();
+        profile.splash = Some(empty);
+        let error = profile.validate().unwrap_err().to_string();
+        assert!(error.ends_with("empty is empty"), "{error}");
         profile.splash = Some("nowhere.bmp".into());
         assert!(
             profile

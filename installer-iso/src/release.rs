@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Format;
 use crate::fetch;
+use crate::git;
 use crate::hash;
 use crate::images::{self, ISO};
 use crate::kernel::Kernel;
@@ -23,17 +24,31 @@ use crate::workshop::{PACKAGES, Workshop};
 const SUMS: &str = "SHA256SUMS";
 /// Where it came from.
 const PROVENANCE: &str = "provenance.json";
-/// Folders and files of the repository that a rebuild of the GPL parts takes, besides upstream's files.
-const RECIPES: [&str; 8] = [
-    "installer-iso/manifest.toml",
-    "installer-iso/userland",
-    "installer-iso/src",
-    "kernel-base",
-    "installer-kernel",
-    "runtime-kernel",
-    "docs/building.md",
-    "LICENSE",
-];
+/// What `docker build` makes the container from.
+///
+/// Volumes are made from the folder that the image has in their place, with its owner: without one a new volume is
+/// root's, and the server could not write into it.
+const DOCKERFILE: &str = "\
+# docker build --tag truthdb:VERSION .    (how it is run: docs/operations.md, \"In a container\")
+FROM scratch
+COPY truthdb /truthdb
+COPY truthdb.toml /etc/truthdb.toml
+COPY LICENCES.txt /LICENCES.txt
+COPY --chown=100:100 data /data
+ENV TRUTHDB_CONFIG=/etc/truthdb.toml
+VOLUME /data
+EXPOSE 7433 7434
+USER 100:100
+ENTRYPOINT [\"/truthdb\"]
+CMD [\"serve\", \"--init-if-empty\"]
+";
+/// The server's configuration on a node that nobody has configured.
+const NODE_CONFIGURATION: &str = "installer-iso/root/runtime/etc/truthdb.toml";
+/// What stands above it in a container.
+const CONTAINER_CONFIGURATION_HEAD: &str = "\
+# The server's configuration in a container. Reachable from outside, therefore encrypted and closed to everybody without
+# a token; the first start makes certificate and token, and shows both in what `docker logs` shows.
+";
 
 /// Steps after the images.
 const OWN_STEPS: usize = 3;
@@ -53,6 +68,7 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     may_release(&version, &folder)?;
     // Made under another name: a folder with a version's name is whole.
     let making = place.join(format!("making-truthdb-{version}"));
+    git::check_place(&workshop.root, &making)?;
     workshop.out.clone_from(&making);
     if making.exists() {
         std::fs::remove_dir_all(&making).context("removing what an earlier try left")?;
@@ -79,19 +95,11 @@ pub(crate) fn release(options: &Options) -> Result<()> {
     );
     std::fs::remove_dir_all(workshop.scratch()).context("removing what lies between the steps")?;
     let count = sums(&making)?;
-    publish(&making, &folder)?;
+    process::give_name(&making, &folder)?;
     workshop.out.clone_from(&folder);
     print!("{}", images::summary(&workshop, &steps));
     println!("{count} files: {}", folder.display());
     Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a release that is lost in a power failure is made again"
-)]
-fn publish(making: &Path, folder: &Path) -> Result<()> {
-    std::fs::rename(making, folder).with_context(|| format!("naming {}", folder.display()))
 }
 
 /// Refuses what must not be published.
@@ -157,30 +165,38 @@ fn container(workshop: &Workshop, program: &Path) -> Result<()> {
     let folder = workshop.scratch().join("container");
     let name = "truthdb-container.tar.gz";
     let licences = workshop.licences()?;
-    container_context(&folder, program, &licences)?;
-    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))?;
+    container_context(&workshop.root, &folder, program, &licences)?;
+    archive(&folder, workshop.epoch, &workshop.out.join(name))?;
     workshop.describe(name, &Contents::program("truthdb"))
 }
 
 /// The files of it, in an empty folder.
-fn container_context(folder: &Path, program: &Path, licences: &Path) -> Result<()> {
+fn container_context(root: &Path, folder: &Path, program: &Path, licences: &Path) -> Result<()> {
     if folder.exists() {
         std::fs::remove_dir_all(folder).context("emptying the scratch folder")?;
     }
-    let dockerfile = "# docker build --tag truthdb:VERSION .\n\
-        FROM scratch\n\
-        COPY truthdb /truthdb\n\
-        COPY LICENCES.txt /LICENCES.txt\n\
-        VOLUME /data\n\
-        EXPOSE 7433 7434\n\
-        USER 100:100\n\
-        ENTRYPOINT [\"/truthdb\"]\n\
-        CMD [\"--data\", \"/data\", \"serve\", \"--init-if-empty\"]\n";
-    process::write(&folder.join("Dockerfile"), dockerfile.as_bytes())?;
+    let data = folder.join("data");
+    std::fs::create_dir_all(&data).with_context(|| process::disk_advice(&data))?;
+    process::write(&folder.join("Dockerfile"), DOCKERFILE.as_bytes())?;
+    let of_node = process::read(&root.join(NODE_CONFIGURATION))?;
+    let of_node = String::from_utf8(of_node).context("the node's configuration is not UTF-8")?;
+    let configuration = container_configuration(&of_node);
+    process::write(&folder.join("truthdb.toml"), configuration.as_bytes())?;
     for (from, name) in [(program, "truthdb"), (licences, "LICENCES.txt")] {
         std::fs::copy(from, folder.join(name)).with_context(|| process::disk_advice(folder))?;
     }
     Ok(())
+}
+
+/// The node's configuration, under words about a container.
+fn container_configuration(of_node: &str) -> String {
+    let settings = of_node.lines().skip_while(|line| line.starts_with('#'));
+    let mut text = CONTAINER_CONFIGURATION_HEAD.to_owned();
+    for line in settings {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
 }
 
 /// The sources of the parts under the GPL, and what a rebuild takes.
@@ -209,22 +225,22 @@ fn sources(workshop: &Workshop) -> Result<()> {
         let name = file.file_name().context("a file has a name")?;
         std::fs::copy(file, folder.join(name)).with_context(|| process::disk_advice(&folder))?;
     }
-    let recipes = folder.join("recipes.tar.gz");
-    archive(&workshop.root, &RECIPES, workshop.epoch, &recipes)?;
+    let name = format!("truthdb-{}", workshop.version);
+    git::archive(&workshop.root, &name, &folder.join("recipes.tar.gz"))?;
     let readme = format!(
         "The sources of the parts of TruthDB {} that are under the GPL, as they were used: upstream's and Debian's \n\
-         files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the configurations and the program that builds them\n\
-         (docs/building.md in it). The boot stub ({} {}, LGPL) is Debian's unchanged binary; its source is Debian's\n\
-         source package systemd of the same version.\n",
+         files (Linux, BusyBox, e2fsprogs), and in recipes.tar.gz the repository of TruthDB at this version, with the\n\
+         configurations, and the program that builds them (docs/building.md in it). The boot stub ({} {}, LGPL)\n\
+         is Debian's unchanged binary; its source is Debian's source package systemd of the same version.\n",
         workshop.version, stub.package, stub.version
     );
     process::write(&folder.join("README.txt"), readme.as_bytes())?;
     let name = format!("truthdb-{}-sources.tar", workshop.version);
-    archive(&folder, &["."], workshop.epoch, &workshop.out.join(name))
+    archive(&folder, workshop.epoch, &workshop.out.join(name))
 }
 
-/// A tar archive of files below a folder, with the commit's time and root as owner of everything.
-fn archive(folder: &Path, files: &[&str], epoch: u64, to: &Path) -> Result<()> {
+/// A tar archive of a folder, with the commit's time and root as owner of everything.
+fn archive(folder: &Path, epoch: u64, to: &Path) -> Result<()> {
     let to = std::path::absolute(to).context("the place of an archive")?;
     let mut tar = tool("tar");
     tar.arg("-C")
@@ -236,7 +252,7 @@ fn archive(folder: &Path, files: &[&str], epoch: u64, to: &Path) -> Result<()> {
     if to.extension().is_some_and(|end| end == "gz") {
         tar.args(["--use-compress-program", "gzip -n"]);
     }
-    output(tar.arg("-cf").arg(&to).args(files)).map(|_| ())
+    output(tar.arg("-cf").arg(&to).arg(".")).map(|_| ())
 }
 
 /// Where the artefacts came from, into its file.
@@ -348,6 +364,10 @@ fn sums(folder: &Path) -> Result<usize> {
 mod tests {
     use super::*;
 
+    fn root() -> &'static Path {
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+    }
+
     #[test]
     fn what_is_not_committed_or_is_there_already_is_not_released() {
         let folder = tempfile::tempdir().unwrap();
@@ -389,7 +409,7 @@ mod tests {
                 process::write(&folder.join("a/within"), b"one").unwrap();
                 let [plain, packed] = ["x.tar", "x.tar.gz"].map(|to| scratch.path().join(to));
                 for to in [&plain, &packed] {
-                    archive(&folder, &["."], 1_700_000_000, to).unwrap();
+                    archive(&folder, 1_700_000_000, to).unwrap();
                 }
                 let listed = output(tool("tar").arg("-tvf").arg(&packed)).unwrap();
                 let lines: Vec<&str> = listed.lines().collect();
@@ -405,24 +425,60 @@ mod tests {
     }
 
     #[test]
-    fn a_container_has_the_server_the_licences_and_nothing_else() {
+    fn a_container_has_the_server_its_configuration_a_place_for_data_and_nothing_else() {
         let scratch = tempfile::tempdir().unwrap();
         let folder = scratch.path().join("container");
         let [program, licences] = ["p", "l"].map(|name| scratch.path().join(name));
         std::fs::write(&program, "program").unwrap();
         std::fs::write(&licences, "licences").unwrap();
         process::write(&folder.join("left"), b"by an earlier try").unwrap();
-        container_context(&folder, &program, &licences).unwrap();
+        container_context(root(), &folder, &program, &licences).unwrap();
         assert_eq!(
             files(&folder).unwrap(),
-            ["Dockerfile", "LICENCES.txt", "truthdb"]
+            ["Dockerfile", "LICENCES.txt", "truthdb", "truthdb.toml"]
         );
-        let dockerfile = std::fs::read_to_string(folder.join("Dockerfile")).unwrap();
-        for line in dockerfile.lines().filter(|line| line.starts_with("COPY ")) {
-            let name = line.split(' ').nth(1).unwrap();
-            assert!(folder.join(name).is_file(), "{line}");
+        let packed = scratch.path().join("context.tar.gz");
+        archive(&folder, 1_700_000_000, &packed).unwrap();
+        let listed = output(tool("tar").arg("-tf").arg(&packed)).unwrap();
+        let listed: Vec<&str> = listed.lines().collect();
+        for line in DOCKERFILE.lines().filter(|line| line.starts_with("COPY ")) {
+            let name = line.split(' ').rev().nth(1).unwrap();
+            let is_packed = |entry: &&str| entry.trim_end_matches('/') == format!("./{name}");
+            assert!(listed.iter().any(is_packed), "{line}");
         }
-        assert!(dockerfile.contains("FROM scratch\n") && dockerfile.contains("USER 100:100\n"));
+        // Nothing in it, or it would be no place for a new database.
+        assert!(
+            listed.contains(&"./data/") && listed.len() == 6,
+            "{listed:?}"
+        );
+        // Whoever runs it owns its data, and configuration and data are where the one says that the other is.
+        assert!(DOCKERFILE.contains("COPY --chown=100:100 data /data\n"));
+        assert!(DOCKERFILE.contains("USER 100:100\n") && DOCKERFILE.contains("VOLUME /data\n"));
+        assert!(DOCKERFILE.contains("COPY truthdb.toml /etc/truthdb.toml\n"));
+        assert!(DOCKERFILE.contains("ENV TRUTHDB_CONFIG=/etc/truthdb.toml\n"));
+    }
+
+    #[test]
+    fn a_container_is_configured_as_a_node_that_nobody_has_configured() {
+        let of_node = std::fs::read_to_string(root().join(NODE_CONFIGURATION)).unwrap();
+        let text = container_configuration(&of_node);
+        let [ours, the_nodes]: [toml::Table; 2] =
+            [&text, &of_node].map(|text| toml::from_str(text).unwrap());
+        assert_eq!(ours, the_nodes);
+        assert_eq!(ours["data"]["directory"].as_str(), Some("/data"));
+        // Reachable by the ports that the image names, and by nobody without a token.
+        for (listen, port) in [("http", "7433"), ("native", "7434")] {
+            let address = ours["listen"][listen].as_str().unwrap();
+            assert_eq!(address, format!("0.0.0.0:{port}"));
+            assert!(
+                DOCKERFILE
+                    .lines()
+                    .any(|line| line.starts_with("EXPOSE ") && line.contains(port))
+            );
+        }
+        assert_eq!(ours["auth"]["enabled"].as_bool(), Some(true));
+        assert!(text.starts_with("# The server's configuration in a container."));
+        assert!(!text.contains("console"), "{text}");
     }
 
     #[test]

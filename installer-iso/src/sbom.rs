@@ -254,7 +254,7 @@ fn parse(listed: &str) -> Vec<Value> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn root() -> &'static Path {
@@ -265,18 +265,22 @@ mod tests {
         toml::from_str(crate::manifest::tests::ours()).unwrap()
     }
 
-    fn bill(contents: &Contents) -> Value {
+    /// Libraries as of a machine with everything installed.
+    pub(crate) fn libraries() -> Libraries {
         let library = |version: &str| Library {
             version: Some(version.into()),
             sha256: hash::of_bytes(version.as_bytes()),
         };
-        let libraries = Libraries {
+        Libraries {
             rust: "1.95.0".into(),
             rust_musl: library("1.2.5"),
             musl: library("1.2.3"),
-        };
+        }
+    }
+
+    fn bill(contents: &Contents) -> Value {
         let artefact = ("artefact", "0.1.0", "ab");
-        cyclonedx(root(), &manifest(), &libraries, artefact, contents).unwrap()
+        cyclonedx(root(), &manifest(), &libraries(), artefact, contents).unwrap()
     }
 
     /// Names of the components, without those of crates of others.

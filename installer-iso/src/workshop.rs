@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::artefacts::Artefact;
+use crate::assemble;
 use crate::binaries::{Builds, stripped};
 use crate::bzimage;
 use crate::cache::Cache;
 use crate::fetch;
+use crate::git;
 use crate::hash;
 use crate::kernel::{About, Kernel, Recipe};
 use crate::licences;
@@ -23,6 +25,7 @@ use crate::sbom::{self, Libraries};
 use crate::sign::{self, Signer};
 use crate::splash;
 use crate::uki;
+use crate::userland;
 
 /// All our programs, each of a package of its name.
 pub(crate) const PACKAGES: [&str; 4] = [
@@ -31,6 +34,9 @@ pub(crate) const PACKAGES: [&str; 4] = [
     "truthdb-console",
     "truthdb-installer",
 ];
+
+/// The folder with the files of the images' initial file systems.
+pub(crate) const ROOT_FILES: &str = "installer-iso/root";
 
 /// What every command works with.
 pub(crate) struct Workshop {
@@ -90,7 +96,7 @@ impl Workshop {
             .context("this crate lies in the root of the repository")?
             .to_owned();
         let manifest = Manifest::read(&root.join("installer-iso/manifest.toml"))?;
-        let (version, epoch) = version(&root)?;
+        let (version, epoch) = git::version(&root)?;
         let profile = options.profile.as_deref().unwrap_or("release");
         let builds = Builds::new(root.clone(), profile.to_owned());
         let default = builds.target_dir().join("appliance").join(&version);
@@ -113,13 +119,17 @@ impl Workshop {
     ///
     /// # Errors
     ///
-    /// A given file that is not there, or not what it is given as.
+    /// A given file that is not there, or not what it is given as; a file that would get into an image unseen.
     pub(crate) fn plan(&self, what: What, options: &Options) -> Result<Plan> {
+        if !matches!(what, What::Kernel(_)) {
+            git::check_tracked(&self.root, ROOT_FILES)?;
+        }
         let stock = Stock {
             root: &self.root,
             cache: &self.cache,
             manifest: &self.manifest,
             signer: self.signer.as_ref(),
+            others: &|name| userland::cached(&self.root, &self.cache, &self.manifest, name),
         };
         Plan::new(what, options, &self.version, &self.out, &stock)
     }
@@ -260,14 +270,23 @@ impl Workshop {
         Ok(self.libraries.get_or_init(|| libraries))
     }
 
-    /// Writes an artefact with its hash and bill of materials.
+    /// Has an artefact made, and gives it its name when it is whole, then its hash and bill of materials. Those of an
+    /// earlier one go first, so that nothing is said of an artefact that is not true of it.
     ///
     /// # Errors
     ///
-    /// A full disk.
-    pub(crate) fn publish(&self, name: &str, bytes: &[u8], contents: &Contents) -> Result<PathBuf> {
+    /// Those of `make`, or a full disk.
+    pub(crate) fn publish(
+        &self,
+        name: &str,
+        contents: &Contents,
+        make: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
         let path = self.out.join(name);
-        process::write(&path, bytes)?;
+        said_of(&self.out, name)
+            .iter()
+            .try_for_each(|side| process::remove_if_there(side))?;
+        process::whole(&path, make)?;
         self.describe(name, contents)?;
         Ok(path)
     }
@@ -280,13 +299,14 @@ impl Workshop {
     pub(crate) fn describe(&self, name: &str, contents: &Contents) -> Result<()> {
         let path = self.out.join(name);
         let sha256 = hash::of_file(&path)?;
+        let [sum_file, bom_file] = said_of(&self.out, name);
         let sum = format!("{sha256}  {name}\n");
-        process::write(&self.out.join(format!("{name}.sha256")), sum.as_bytes())?;
+        process::write(&sum_file, sum.as_bytes())?;
         let artefact = (name, self.version.as_str(), sha256.as_str());
         let (root, manifest) = (&self.root, &self.manifest);
         let bom = sbom::cyclonedx(root, manifest, self.libraries()?, artefact, contents)?;
         let bom = format!("{bom:#}\n");
-        process::write(&self.out.join(format!("{name}.cdx.json")), bom.as_bytes())?;
+        process::write(&bom_file, bom.as_bytes())?;
         println!("      {}", path.display());
         self.made.borrow_mut().push(Artefact {
             name: name.to_owned(),
@@ -302,13 +322,17 @@ impl Workshop {
     ///
     /// What was written of it is not there.
     pub(crate) fn forget(&self, name: &str) -> Result<()> {
-        for side in ["sha256", "cdx.json"] {
-            let path = self.out.join(format!("{name}.{side}"));
+        for path in said_of(&self.out, name) {
             std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
         self.made.borrow_mut().retain(|made| made.name != name);
         Ok(())
     }
+}
+
+/// Where the hash and the bill of materials of an artefact are.
+fn said_of(out: &Path, name: &str) -> [PathBuf; 2] {
+    ["sha256", "cdx.json"].map(|side| out.join(format!("{name}.{side}")))
 }
 
 /// A kernel that was given: what it is follows from its bytes, and not from where they lay.
@@ -330,11 +354,13 @@ fn given_kernel(path: &Path) -> Result<TakenKernel> {
 ///
 /// # Errors
 ///
-/// It is not ours, or not signed where it must be.
+/// It is not ours, not whole, or not signed where it must be.
 pub(crate) fn system_in(path: &Path, signer: Option<&Signer>) -> Result<(Vec<u8>, String)> {
     let image = process::read(path)?;
     let version = version_of(&image)
         .with_context(|| format!("{} is no runtime of TruthDB", path.display()))?;
+    assemble::check_image(&image)
+        .with_context(|| format!("{} is damaged, or cut short", path.display()))?;
     sign::check_given(signer, &image, path)?;
     Ok((image, version))
 }
@@ -348,21 +374,6 @@ pub(crate) fn version_of(image: &[u8]) -> Result<String> {
         .lines()
         .find_map(|line| line.strip_prefix("IMAGE_VERSION="));
     Ok(version.context("it does not say its version")?.to_owned())
-}
-
-/// Version of the product with the commit that it is made from, and the commit's time.
-fn version(root: &Path) -> Result<(String, u64)> {
-    let git = |arguments: &[&str]| output(tool("git").current_dir(root).args(arguments));
-    let number = env!("CARGO_PKG_VERSION");
-    let Ok(commit) = git(&["rev-parse", "--short=10", "HEAD"]) else {
-        // Sources without history, as from an archive.
-        return Ok((number.to_owned(), 0));
-    };
-    let changed = !git(&["status", "--porcelain"])?.trim().is_empty();
-    let epoch = git(&["log", "-1", "--format=%ct"])?;
-    let epoch = epoch.trim().parse().context("the time of the commit")?;
-    let dirty = if changed { "-changed" } else { "" };
-    Ok((format!("{number}-g{}{dirty}", commit.trim()), epoch))
 }
 
 #[cfg(test)]
@@ -388,6 +399,73 @@ mod tests {
         process::write(&no_kernel, b"#!/bin/sh").unwrap();
         let error = format!("{:#}", given_kernel(&no_kernel).unwrap_err());
         assert!(error.contains("no bzImage"), "{error}");
+    }
+
+    /// A runtime with something in every section.
+    fn runtime() -> Vec<u8> {
+        let kernel = [7; 5000];
+        let sections: [uki::Section<'_>; 7] = [
+            (".sbat", b"sbat"),
+            (".osrel", b"ID=truthdb\nIMAGE_VERSION=0.1.0-gabc\n"),
+            (".cmdline", b"quiet"),
+            (".uname", b"6.12"),
+            (".splash", b"BM"),
+            (".initrd", &[3; 3000]),
+            (".linux", &kernel),
+        ];
+        uki::append(&uki::tests::stub(7), &sections).unwrap()
+    }
+
+    #[test]
+    fn a_system_that_is_cut_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("TruthDBRuntime.efi");
+        let image = runtime();
+        process::write(&path, &image).unwrap();
+        let (bytes, version) = system_in(&path, None).unwrap();
+        assert!(bytes == image && version == "0.1.0-gabc");
+        // Where its version is still there, and where only its last byte is missing.
+        for end in [image.len() - 4000, image.len() - 6000, image.len() - 1] {
+            process::write(&path, &image[..end]).unwrap();
+            assert!(version_of(&image[..end]).is_ok());
+            let error = format!("{:#}", system_in(&path, None).unwrap_err());
+            assert!(error.contains("cut short"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_was_said_of_an_artefact_goes_before_another_takes_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            out: Some(folder.path().to_owned()),
+            ..Options::default()
+        };
+        let workshop = Workshop::open(&options).unwrap();
+        workshop.libraries.set(sbom::tests::libraries()).unwrap();
+        let [image, sum, bom] =
+            ["x.img", "x.img.sha256", "x.img.cdx.json"].map(|name| folder.path().join(name));
+        for path in [&image, &sum, &bom] {
+            process::write(path, b"before").unwrap();
+        }
+        let is_told = || sum.exists() || bom.exists();
+        let failed = workshop.publish("x.img", &Contents::default(), |part| {
+            assert!(!is_told());
+            process::write(part, b"half")?;
+            anyhow::bail!("the disk is full")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+        assert_eq!(process::read(&image).unwrap(), b"before");
+        assert!(!is_told(), "of the one before nothing is said");
+        assert!(workshop.made.borrow().is_empty());
+        let made = |part: &Path| process::write(part, b"whole");
+        workshop
+            .publish("x.img", &Contents::default(), made)
+            .unwrap();
+        let text = std::fs::read_to_string(&sum).unwrap();
+        assert_eq!(text, format!("{}  x.img\n", hash::of_bytes(b"whole")));
+        assert!(bom.exists());
+        workshop.forget("x.img").unwrap();
+        assert!(!is_told() && workshop.made.borrow().is_empty());
     }
 
     #[test]
