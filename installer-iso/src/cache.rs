@@ -237,20 +237,20 @@ pub(crate) fn note_sums(folder: &Path, names: &[&str]) -> Result<()> {
     process::write(&folder.join(SUMS), text.as_bytes())
 }
 
-/// Holds a result against its noted hashes.
+/// Holds files of a result against their noted hashes.
 ///
 /// # Errors
 ///
-/// Another hash, or no list of them, an empty one, or one that is something else.
-pub(crate) fn check_sums(folder: &Path) -> Result<()> {
+/// Another hash, or no list, or one in which a file is missing.
+pub(crate) fn check_sums(folder: &Path, names: &[&str]) -> Result<()> {
     let list = folder.join(SUMS);
     let text =
         std::fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
-    ensure!(!text.is_empty(), "{} is empty", list.display());
-    for line in text.lines() {
-        let (sha256, name) = line
-            .split_once("  ")
-            .with_context(|| format!("{} is no list of hashes", list.display()))?;
+    for name in names {
+        let mut sums = text.lines().filter_map(|line| line.split_once("  "));
+        let (sha256, _) = sums
+            .find(|(_, of)| of == name)
+            .with_context(|| format!("{} has no hash of {name}", list.display()))?;
         check_file(&folder.join(name), sha256)?;
     }
     Ok(())
@@ -373,11 +373,12 @@ mod tests {
             std::fs::write(folder.join("result"), "whole")?;
             note_sums(folder, &["result"])
         };
-        let entry = || cache.entry("tool", &inputs, check_sums, make).unwrap();
+        let check = |folder: &Path| check_sums(folder, &["result"]);
+        let entry = || cache.entry("tool", &inputs, check, make).unwrap();
         let folder = entry().folder;
         assert!(entry().cached);
         std::fs::write(folder.join("result"), "wrong").unwrap();
-        assert_eq!(cache.find("tool", &inputs, check_sums), None);
+        assert_eq!(cache.find("tool", &inputs, check), None);
         assert!(!entry().cached, "made again");
         assert!(entry().cached);
         std::fs::remove_file(folder.join("result")).unwrap();
@@ -387,9 +388,12 @@ mod tests {
         assert!(!entry().cached, "made again");
         for name in ["result", SUMS] {
             std::fs::write(folder.join(name), "").unwrap();
-            assert_eq!(cache.find("tool", &inputs, check_sums), None, "{name}");
+            assert_eq!(cache.find("tool", &inputs, check), None, "{name}");
             assert!(!entry().cached, "made again");
         }
         assert!(entry().cached);
+        // A list of other files.
+        note_sums(&folder, &[]).unwrap();
+        assert!(!entry().cached, "made again");
     }
 }

@@ -44,39 +44,48 @@ struct Recipe<'a> {
     source: &'a SourcePackage,
     /// The configuration in `installer-iso/userland`.
     config: String,
+    /// What comes of it.
+    programs: &'static [&'static str],
 }
 
 impl<'a> Recipe<'a> {
-    fn read(root: &Path, manifest: &'a Manifest, name: &str, config: &str) -> Result<Self> {
+    fn read(
+        root: &Path,
+        manifest: &'a Manifest,
+        (name, config): (&str, &str),
+        programs: &'static [&'static str],
+    ) -> Result<Self> {
         let path = root.join("installer-iso/userland").join(config);
         let config = std::fs::read_to_string(&path)
             .with_context(|| format!("reading {}", path.display()))?;
         let source = manifest.source(name)?;
-        Ok(Self { source, config })
+        Ok(Self {
+            source,
+            config,
+            programs,
+        })
     }
 
     /// From the cache, or made.
-    fn build(
-        &self,
-        cache: &Cache,
-        programs: &[&str],
-        make: fn(&Path, &str, &Path) -> Result<()>,
-    ) -> Result<Entry> {
+    fn build(&self, cache: &Cache, make: fn(&Path, &str, &Path) -> Result<()>) -> Result<Entry> {
         let inputs = inputs(self.source, &self.config)?;
-        cache.entry(&self.source.name, &inputs, cache::check_sums, |folder| {
+        let check = |folder: &Path| cache::check_sums(folder, self.programs);
+        cache.entry(&self.source.name, &inputs, check, |folder| {
             let source = unpack(cache, self.source, folder)?;
             make(&source, &self.config, folder)?;
             done(folder)?;
-            cache::note_sums(folder, programs)
+            cache::note_sums(folder, self.programs)
         })
     }
 }
 
 /// The recipes of BusyBox and e2fsprogs.
 fn recipes<'a>(root: &Path, manifest: &'a Manifest) -> Result<[Recipe<'a>; 2]> {
+    let busybox = ("busybox", "busybox.config");
+    let e2fsprogs = ("e2fsprogs", "e2fsprogs.configure");
     Ok([
-        Recipe::read(root, manifest, "busybox", "busybox.config")?,
-        Recipe::read(root, manifest, "e2fsprogs", "e2fsprogs.configure")?,
+        Recipe::read(root, manifest, busybox, &["busybox"])?,
+        Recipe::read(root, manifest, e2fsprogs, &["e2fsck", "mke2fs", "debugfs"])?,
     ])
 }
 
@@ -95,7 +104,9 @@ pub(crate) fn cached(
     let recipe = recipes.iter().find(|recipe| recipe.source.name == name);
     let recipe = recipe.with_context(|| format!("there is no recipe for {name}"))?;
     let inputs = inputs(recipe.source, &recipe.config)?;
-    Ok(cache.find(name, &inputs, cache::check_sums))
+    Ok(cache.find(name, &inputs, |folder| {
+        cache::check_sums(folder, recipe.programs)
+    }))
 }
 
 /// Both, from the cache or built.
@@ -105,10 +116,9 @@ pub(crate) fn cached(
 /// A missing compiler, a file with a wrong hash, a lost option, a failed build.
 pub(crate) fn build(root: &Path, cache: &Cache, manifest: &Manifest) -> Result<Userland> {
     let [busybox, e2fsprogs] = recipes(root, manifest)?;
-    let programs = E2FSPROGS.map(|(_, _, name)| name);
     Ok(Userland {
-        busybox: busybox.build(cache, &["busybox"], make_busybox)?,
-        e2fsprogs: e2fsprogs.build(cache, &programs, make_e2fsprogs)?,
+        busybox: busybox.build(cache, make_busybox)?,
+        e2fsprogs: e2fsprogs.build(cache, make_e2fsprogs)?,
     })
 }
 

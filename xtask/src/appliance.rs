@@ -134,6 +134,7 @@ static AHEAD: Mutex<Option<JoinHandle<Result<()>>>> = Mutex::new(None);
 pub(crate) fn tools_of_tests() -> Result<()> {
     build_packages()?;
     signing_package()?;
+    debian_package("openssl", || is_there("openssl"))?;
     let stub = Path::new("/usr/lib/systemd/boot/efi/linuxx64.efi.stub");
     debian_package("systemd-boot-efi", || stub.exists())?;
     set_environment([("TRUTHDB_TOOLS", "all".into())]);
