@@ -1,7 +1,7 @@
 //! `truthdb-console`: the console of an installed node.
 //!
 //! It shows what the node is and how it does, and takes no input but "show more" and, after a
-//! confirmation, starting again and turning off. There is no shell behind it. It looks at files below
+//! word that confirms it, starting again and turning off. There is no shell behind it. It looks at files below
 //! `/run/truthdb` and `/data`, asks the server over its own port, and draws with the views of the installer.
 
 mod addresses;
@@ -18,7 +18,7 @@ use truthdb_installer::platform::machine::monotonic_ms;
 use truthdb_installer::platform::{System, power};
 use truthdb_installer::ui::views::{Screens, Views};
 
-use page::{Screen, next};
+use page::{Screen, after};
 
 /// How often the node is looked at, in milliseconds.
 const LOOK_MS: u64 = 2000;
@@ -36,17 +36,16 @@ fn main() -> ExitCode {
     loop {
         views.show(&page::of(&node, &screen));
         let age_ms = monotonic_ms().saturating_sub(looked_ms);
-        for key in views.wait(None, Layout::Us, LOOK_MS.saturating_sub(age_ms)) {
-            let (to, wanted) = next(screen, key, node.log.len());
-            screen = to;
-            let asked = match wanted {
-                None => continue,
-                Some(page::Wanted::Restart) => power::reboot(&system),
-                Some(page::Wanted::TurnOff) => power::power_off(&system),
-            };
-            if let Err(error) = asked {
-                screen = Screen::Refused(error.to_string());
-            }
+        let keys = views.wait(None, Layout::Us, LOOK_MS.saturating_sub(age_ms));
+        let (to, wanted) = after(screen, &keys, node.log.len());
+        screen = to;
+        let asked = match wanted {
+            None => Ok(()),
+            Some(page::Wanted::Restart) => power::reboot(&system),
+            Some(page::Wanted::TurnOff) => power::power_off(&system),
+        };
+        if let Err(error) = asked {
+            screen = Screen::Refused(error.to_string());
         }
         if monotonic_ms().saturating_sub(looked_ms) >= LOOK_MS {
             node = gatherer.look();
