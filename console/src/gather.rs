@@ -1,6 +1,6 @@
 //! Looks at the node: files of the machine, and what the server says of itself.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
@@ -97,16 +97,22 @@ impl Gatherer {
         toml::from_str(&text).unwrap_or_default()
     }
 
+    /// Where the server listens, as this machine reaches it.
     fn address(&self) -> SocketAddr {
         let config = self.config();
         let listen = config
             .get("listen")
             .and_then(|listen| listen.get("http")?.as_str());
-        let port = listen.and_then(|listen| listen.parse::<SocketAddr>().ok());
-        SocketAddr::from((
-            Ipv4Addr::LOCALHOST,
-            port.map_or(HTTP_PORT, |address| address.port()),
-        ))
+        let listen = listen.and_then(|listen| listen.to_socket_addrs().ok()?.next());
+        let Some(mut address) = listen else {
+            return SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT));
+        };
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        address
     }
 
     /// The server's certificate; none where it is asked without TLS.
@@ -116,7 +122,8 @@ impl Gatherer {
         let text = |key: &str| tls.and_then(|tls| tls.get(key)?.as_str());
         match text("mode").unwrap_or("off") {
             "off" => None,
-            "files" => text("certificate_file").map(|file| self.system.path(file)),
+            // As the server has it, which runs in the folder of its data.
+            "files" => text("certificate_file").map(|file| self.system.path("data").join(file)),
             _ => Some(self.system.path("data/server/tls/certificate.pem")),
         }
     }
@@ -341,6 +348,40 @@ mod tests {
         assert_eq!(node.problems.data, "e2fsck could not repair it");
         assert_eq!(node.log[1..], ["one", "two[2J"]);
         assert_eq!(node.disk, None, "not a file system of its own");
+    }
+
+    #[test]
+    fn the_server_is_asked_where_it_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        for (listen, asked) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:2", "[::1]:2"),
+            ("192.0.2.10:3", "192.0.2.10:3"),
+            ("[2001:db8::1]:4", "[2001:db8::1]:4"),
+            ("127.0.0.1:5", "127.0.0.1:5"),
+            ("nonsense", "127.0.0.1:7433"),
+        ] {
+            let text = format!("[listen]\nhttp = {listen:?}\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            assert_eq!(gatherer.address().to_string(), asked);
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_ones_own_is_where_the_server_looks_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        for (file, expected) in [
+            ("config/own.pem", folder.path().join("data/config/own.pem")),
+            ("/data/own.pem", PathBuf::from("/data/own.pem")),
+        ] {
+            let text = format!("[tls]\nmode = \"files\"\ncertificate_file = {file:?}\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            assert_eq!(gatherer.certificate(), Some(expected));
+        }
     }
 
     #[test]
