@@ -21,11 +21,17 @@ const LOG_LINES_MAX: usize = 200;
 pub(crate) struct Gatherer {
     system: System,
     last: Option<(u64, u64)>,
+    /// What was said of the server's starts when it answered: nothing of that is wrong any more.
+    over: String,
 }
 
 impl Gatherer {
     pub(crate) fn new(system: System) -> Gatherer {
-        Gatherer { system, last: None }
+        Gatherer {
+            system,
+            last: None,
+            over: String::new(),
+        }
     }
 
     /// Looks at everything. Whatever cannot be known is left out.
@@ -34,6 +40,13 @@ impl Gatherer {
         let state: Value =
             serde_json::from_str(&system.text("run/truthdb/state.json")).unwrap_or(Value::Null);
         let (health, partitions) = self.health();
+        let mut problems = self.problems(&state);
+        if !matches!(health, Health::Down(_)) {
+            self.over.clone_from(&problems.server);
+        }
+        if problems.server == self.over {
+            problems.server.clear();
+        }
         let events = self.events();
         let now_ms = monotonic_ms();
         let events_a_second = match (self.last, events) {
@@ -50,7 +63,7 @@ impl Gatherer {
             no_address: no_address(&state),
             time_servers: time_servers(&state),
             health,
-            problems: self.problems(&state),
+            problems,
             partitions,
             events,
             events_a_second,
@@ -458,6 +471,33 @@ mod tests {
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
         (port, thread)
+    }
+
+    #[test]
+    fn what_was_wrong_with_a_start_is_over_once_the_server_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("run/truthdb")).unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let state = |problem: &str| {
+            let text = format!("{{\"server\": {{\"problem\": {problem:?}}}}}");
+            std::fs::write(folder.path().join("run/truthdb/state.json"), text).unwrap();
+        };
+        let mut gatherer = Gatherer::new(System::at(folder.path()));
+        let mut look = |port: u16| {
+            let text = format!("[listen]\nhttp = \"127.0.0.1:{port}\"\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            let node = gatherer.look();
+            let is_down = matches!(node.health, Health::Down(_));
+            (is_down, node.problems.server)
+        };
+        state("ended after 9 s");
+        assert_eq!(look(1), (true, "ended after 9 s".to_owned()));
+        let (port, thread) = server();
+        assert_eq!(look(port), (false, String::new()));
+        thread.join().unwrap();
+        assert_eq!(look(1), (true, String::new()));
+        state("ended after 90 s");
+        assert_eq!(look(1), (true, "ended after 90 s".to_owned()));
     }
 
     #[test]

@@ -222,6 +222,13 @@ fn health(node: &Node) -> Block {
             Tone::Bad,
             "Not serving: the server was not started.".to_owned(),
         ),
+        Health::Unknown => {
+            let text = format!(
+                "Nothing is known of this node since {}: its disk seems to hang.",
+                node.time.replace("  ", " ")
+            );
+            callout(Tone::Bad, text)
+        }
         Health::Down(why) => callout(Tone::Bad, format!("The server does not answer ({why}).")),
     }
 }
@@ -517,6 +524,11 @@ mod tests {
                 "7 of 8 open; 3 fenced",
                 "admin token: tdb_x",
             ],
+        );
+        bad.health = Health::Unknown;
+        says(
+            &bad,
+            &["known of this node since 2026-11-25 18:00:00 UTC: its disk"],
         );
         assert!(said(&node(), &Screen::More(0)).contains("message 39"));
         let asked = said(&node(), &confirm(Wanted::TurnOff, "of"));
