@@ -20,8 +20,8 @@ use crate::state;
 
 /// The server's part of the state.
 const PART: &str = "server";
-/// A server that ran so long was started well. One that is killed for want of memory, or stops because of what it reads,
-/// may take minutes to get there.
+/// A server that ran so long was started well. One that is killed for want of memory, or stops because of what it
+/// reads, may take minutes to get there.
 const RAN_WELL: Duration = Duration::from_secs(600);
 /// What the server takes for `limits.shutdown_timeout_s` unless its configuration says another.
 const SHUTDOWN_TIMEOUT_S: u64 = 20;
@@ -104,8 +104,8 @@ fn wait_until_ready(system: &System) {
     }
 }
 
-/// Says that the server ended, each time, and when it is started again. Want of space is said once in the log and waited
-/// for long: until somebody makes room, a start only fills the log.
+/// Says that the server ended, each time, and when it is started again. Want of space is said once in the log and
+/// waited for long: until somebody makes room, a start only fills the log.
 fn tell(system: &System, start: &mut Start, free_bytes: Option<u64>) -> Result<()> {
     let has_no_room = free_bytes.is_some_and(|free| free < ROOM_BYTES_MIN);
     let problem = if has_no_room && start.failures > 0 {
