@@ -1,6 +1,6 @@
 //! Looks at the node: files of the machine, and what the server says of itself.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
@@ -21,11 +21,17 @@ const LOG_LINES_MAX: usize = 200;
 pub(crate) struct Gatherer {
     system: System,
     last: Option<(u64, u64)>,
+    /// What was said of the server's starts when it answered: nothing of that is wrong any more.
+    over: String,
 }
 
 impl Gatherer {
     pub(crate) fn new(system: System) -> Gatherer {
-        Gatherer { system, last: None }
+        Gatherer {
+            system,
+            last: None,
+            over: String::new(),
+        }
     }
 
     /// Looks at everything. Whatever cannot be known is left out.
@@ -34,6 +40,13 @@ impl Gatherer {
         let state: Value =
             serde_json::from_str(&system.text("run/truthdb/state.json")).unwrap_or(Value::Null);
         let (health, partitions) = self.health();
+        let mut problems = self.problems(&state);
+        if !matches!(health, Health::Down(_)) {
+            self.over.clone_from(&problems.server);
+        }
+        if problems.server == self.over {
+            problems.server.clear();
+        }
         let events = self.events();
         let now_ms = monotonic_ms();
         let events_a_second = match (self.last, events) {
@@ -50,7 +63,7 @@ impl Gatherer {
             no_address: no_address(&state),
             time_servers: time_servers(&state),
             health,
-            problems: self.problems(&state),
+            problems,
             partitions,
             events,
             events_a_second,
@@ -97,16 +110,22 @@ impl Gatherer {
         toml::from_str(&text).unwrap_or_default()
     }
 
+    /// Where the server listens, as this machine reaches it.
     fn address(&self) -> SocketAddr {
         let config = self.config();
         let listen = config
             .get("listen")
             .and_then(|listen| listen.get("http")?.as_str());
-        let port = listen.and_then(|listen| listen.parse::<SocketAddr>().ok());
-        SocketAddr::from((
-            Ipv4Addr::LOCALHOST,
-            port.map_or(HTTP_PORT, |address| address.port()),
-        ))
+        let listen = listen.and_then(|listen| listen.to_socket_addrs().ok()?.next());
+        let Some(mut address) = listen else {
+            return SocketAddr::from((Ipv4Addr::LOCALHOST, HTTP_PORT));
+        };
+        match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            _ => {}
+        }
+        address
     }
 
     /// The server's certificate; none where it is asked without TLS.
@@ -116,7 +135,8 @@ impl Gatherer {
         let text = |key: &str| tls.and_then(|tls| tls.get(key)?.as_str());
         match text("mode").unwrap_or("off") {
             "off" => None,
-            "files" => text("certificate_file").map(|file| self.system.path(file)),
+            // As the server has it, which runs in the folder of its data.
+            "files" => text("certificate_file").map(|file| self.system.path("data").join(file)),
             _ => Some(self.system.path("data/server/tls/certificate.pem")),
         }
     }
@@ -344,6 +364,40 @@ mod tests {
     }
 
     #[test]
+    fn the_server_is_asked_where_it_listens() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        for (listen, asked) in [
+            ("0.0.0.0:1", "127.0.0.1:1"),
+            ("[::]:2", "[::1]:2"),
+            ("192.0.2.10:3", "192.0.2.10:3"),
+            ("[2001:db8::1]:4", "[2001:db8::1]:4"),
+            ("127.0.0.1:5", "127.0.0.1:5"),
+            ("nonsense", "127.0.0.1:7433"),
+        ] {
+            let text = format!("[listen]\nhttp = {listen:?}\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            assert_eq!(gatherer.address().to_string(), asked);
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_ones_own_is_where_the_server_looks_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let gatherer = Gatherer::new(System::at(folder.path()));
+        for (file, expected) in [
+            ("config/own.pem", folder.path().join("data/config/own.pem")),
+            ("/data/own.pem", PathBuf::from("/data/own.pem")),
+        ] {
+            let text = format!("[tls]\nmode = \"files\"\ncertificate_file = {file:?}\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            assert_eq!(gatherer.certificate(), Some(expected));
+        }
+    }
+
+    #[test]
     fn a_token_is_shown_with_what_clients_pin() {
         let folder = tempfile::tempdir().unwrap();
         for path in ["run/truthdb", "data/server/tls", "etc"] {
@@ -417,6 +471,33 @@ mod tests {
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
         (port, thread)
+    }
+
+    #[test]
+    fn what_was_wrong_with_a_start_is_over_once_the_server_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("run/truthdb")).unwrap();
+        std::fs::create_dir_all(folder.path().join("etc")).unwrap();
+        let state = |problem: &str| {
+            let text = format!("{{\"server\": {{\"problem\": {problem:?}}}}}");
+            std::fs::write(folder.path().join("run/truthdb/state.json"), text).unwrap();
+        };
+        let mut gatherer = Gatherer::new(System::at(folder.path()));
+        let mut look = |port: u16| {
+            let text = format!("[listen]\nhttp = \"127.0.0.1:{port}\"\n");
+            std::fs::write(folder.path().join("etc/truthdb.toml"), text).unwrap();
+            let node = gatherer.look();
+            let is_down = matches!(node.health, Health::Down(_));
+            (is_down, node.problems.server)
+        };
+        state("ended after 9 s");
+        assert_eq!(look(1), (true, "ended after 9 s".to_owned()));
+        let (port, thread) = server();
+        assert_eq!(look(port), (false, String::new()));
+        thread.join().unwrap();
+        assert_eq!(look(1), (true, String::new()));
+        state("ended after 90 s");
+        assert_eq!(look(1), (true, "ended after 90 s".to_owned()));
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(crate) enum Health {
     Degraded(String),
     /// The server does not answer. Why.
     Down(String),
+    /// A look at the node does not end.
+    Unknown,
 }
 
 /// What the parts of the node say is wrong with them, in words; empty while all is well.

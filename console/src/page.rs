@@ -25,10 +25,8 @@ pub(crate) enum Screen {
     Summary,
     /// Its last messages, this many lines from the end.
     More(usize),
-    /// Start it again?
-    ConfirmRestart,
-    /// Turn it off?
-    ConfirmOff,
+    /// Is this meant? With what is typed of the word that says so.
+    Confirm(Wanted, String),
     /// It was asked, and could not be done.
     Refused(String),
 }
@@ -42,22 +40,63 @@ pub(crate) enum Wanted {
     TurnOff,
 }
 
+impl Wanted {
+    /// What is typed to confirm it: letters that are on the same keys of most layouts, since the console knows one
+    /// layout only.
+    fn word(self) -> &'static str {
+        match self {
+            Wanted::Restart => "reboot",
+            Wanted::TurnOff => "off",
+        }
+    }
+}
+
+/// The page after some keys that came at once, and what is to be done. What follows a key that changes the page is
+/// dropped: it was typed by somebody who had not seen that page, or by a machine.
+pub(crate) fn after(mut screen: Screen, keys: &[Key], lines: usize) -> (Screen, Option<Wanted>) {
+    for key in keys {
+        let before = std::mem::discriminant(&screen);
+        let (to, wanted) = next(screen, *key, lines);
+        screen = to;
+        if wanted.is_some() || std::mem::discriminant(&screen) != before {
+            return (screen, wanted);
+        }
+    }
+    (screen, None)
+}
+
 /// The next page, and what is to be done. `lines` is the length of the log.
-pub(crate) fn next(screen: Screen, key: Key, lines: usize) -> (Screen, Option<Wanted>) {
+fn next(screen: Screen, key: Key, lines: usize) -> (Screen, Option<Wanted>) {
     let to = match (screen, key) {
+        (Screen::Confirm(wanted, typed), key) => return confirmed(wanted, typed, key),
         (Screen::Summary, Key::Char('m' | 'M')) => Screen::More(0),
-        (Screen::Summary, Key::Char('r' | 'R')) => Screen::ConfirmRestart,
-        (Screen::Summary, Key::Char('o' | 'O')) => Screen::ConfirmOff,
+        (Screen::Summary, Key::Char('r' | 'R')) => Screen::Confirm(Wanted::Restart, String::new()),
+        (Screen::Summary, Key::Char('o' | 'O')) => Screen::Confirm(Wanted::TurnOff, String::new()),
         (Screen::More(back), Key::Up) => Screen::More((back + 1).min(lines)),
         (Screen::More(back), Key::PageUp) => Screen::More((back + PAGE_LINES).min(lines)),
         (Screen::More(back), Key::Down) => Screen::More(back.saturating_sub(1)),
         (Screen::More(back), Key::PageDown) => Screen::More(back.saturating_sub(PAGE_LINES)),
-        (Screen::ConfirmRestart, Key::Enter) => return (Screen::Summary, Some(Wanted::Restart)),
-        (Screen::ConfirmOff, Key::Enter) => return (Screen::Summary, Some(Wanted::TurnOff)),
         (_, Key::Escape) => Screen::Summary,
         (screen, _) => screen,
     };
     (to, None)
+}
+
+/// A key on the page of a confirmation. Whatever does not go on with the word leaves the page: a name typed at what
+/// looks like a login, or a line that sends back what it shows, never comes to the word's end.
+fn confirmed(wanted: Wanted, mut typed: String, key: Key) -> (Screen, Option<Wanted>) {
+    let rest = wanted.word().strip_prefix(&*typed).unwrap_or_default();
+    match key {
+        Key::Enter if rest.is_empty() => return (Screen::Summary, Some(wanted)),
+        Key::Char(c) if rest.starts_with(c.to_ascii_lowercase()) => {
+            typed.push(c.to_ascii_lowercase());
+        }
+        Key::Backspace if !typed.is_empty() => {
+            typed.pop();
+        }
+        _ => return (Screen::Summary, None),
+    }
+    (Screen::Confirm(wanted, typed), None)
 }
 
 fn key(key: &'static str, action: &str) -> KeyHint {
@@ -96,18 +135,7 @@ pub(crate) fn of(node: &Node, screen: &Screen) -> Page {
             page.keys.insert(0, key("↑ ↓", "Scroll"));
             page
         }
-        Screen::ConfirmRestart => confirm(
-            node,
-            "Start this node again?",
-            "It is not reachable for a moment.",
-            "Start again",
-        ),
-        Screen::ConfirmOff => confirm(
-            node,
-            "Turn this node off?",
-            "It is not reachable until somebody turns it on.",
-            "Turn off",
-        ),
+        Screen::Confirm(wanted, typed) => confirm(node, *wanted, typed),
         Screen::Refused(reason) => {
             let mut page = page(node, "This did not work".to_owned());
             page.tone = Tone::Bad;
@@ -117,11 +145,29 @@ pub(crate) fn of(node: &Node, screen: &Screen) -> Page {
     }
 }
 
-fn confirm(node: &Node, title: &str, intro: &str, action: &str) -> Page {
+fn confirm(node: &Node, wanted: Wanted, typed: &str) -> Page {
+    let (title, intro, action) = match wanted {
+        Wanted::Restart => (
+            "Start this node again?",
+            "It is not reachable for a moment.",
+            "Start again",
+        ),
+        Wanted::TurnOff => (
+            "Turn this node off?",
+            "It is not reachable until somebody turns it on.",
+            "Turn off",
+        ),
+    };
     let mut page = page(node, title.to_owned());
     page.tone = Tone::Careful;
     page.intro = intro.to_owned();
-    page.keys.insert(0, key("Enter", action));
+    page.blocks.push(Block::Input {
+        label: format!("If that is meant, type the word {} here:", wanted.word()),
+        value: typed.to_owned(),
+    });
+    if typed == wanted.word() {
+        page.keys.insert(0, key("Enter", action));
+    }
     page
 }
 
@@ -176,6 +222,13 @@ fn health(node: &Node) -> Block {
             Tone::Bad,
             "Not serving: the server was not started.".to_owned(),
         ),
+        Health::Unknown => {
+            let text = format!(
+                "Nothing is known of this node since {}: its disk seems to hang.",
+                node.time.replace("  ", " ")
+            );
+            callout(Tone::Bad, text)
+        }
         Health::Down(why) => callout(Tone::Bad, format!("The server does not answer ({why}).")),
     }
 }
@@ -299,6 +352,7 @@ mod tests {
     use super::*;
     use crate::addresses::Addresses;
     use crate::node::Problems;
+    use truthdb_installer::input::serial::Decoder;
     use truthdb_installer::ui::draw::Renderer;
     use truthdb_installer::ui::text;
 
@@ -325,32 +379,104 @@ mod tests {
         }
     }
 
-    #[test]
-    fn power_needs_two_keys_and_everything_else_nothing() {
-        let keys = [
-            Key::Enter,
-            Key::Char('x'),
-            Key::Up,
-            Key::Escape,
-            Key::Tab,
-            Key::Char('m'),
-        ];
+    fn confirm(wanted: Wanted, typed: &str) -> Screen {
+        Screen::Confirm(wanted, typed.to_owned())
+    }
+
+    fn keys(text: &str) -> Vec<Key> {
+        let mut decoder = Decoder::new();
+        text.bytes().filter_map(|byte| decoder.byte(byte)).collect()
+    }
+
+    /// The page after keys that came one by one, and everything that was to be done.
+    fn slowly(mut screen: Screen, keys: &[Key]) -> (Screen, Vec<Wanted>) {
+        let mut done = Vec::new();
         for key in keys {
-            assert_eq!(next(Screen::Summary, key, 9).1, None);
+            let (to, wanted) = after(screen, std::slice::from_ref(key), 9);
+            screen = to;
+            done.extend(wanted);
         }
-        let (screen, wanted) = next(Screen::Summary, Key::Char('r'), 9);
-        assert_eq!((&screen, wanted), (&Screen::ConfirmRestart, None));
+        (screen, done)
+    }
+
+    #[test]
+    fn power_needs_a_key_and_a_word() {
+        let (restart, off) = (Wanted::Restart, Wanted::TurnOff);
+        for (text, expected) in [
+            ("rreboot\r", &[restart][..]),
+            ("OOff\r", &[off]),
+            ("ROFF\r", &[]),
+            ("rreboo\r", &[]),
+            ("rrebootx\r", &[]),
+        ] {
+            assert_eq!(slowly(Screen::Summary, &keys(text)).1, expected, "{text}");
+        }
+        let (screen, _) = slowly(confirm(off, ""), &keys("of\x7ff"));
+        assert_eq!(screen, confirm(off, "of"));
+        // The word may come at once, on a page that was seen.
         assert_eq!(
-            next(screen.clone(), Key::Escape, 9),
-            (Screen::Summary, None)
+            after(confirm(restart, ""), &keys("reboot\r"), 9),
+            (Screen::Summary, Some(restart))
         );
-        assert_eq!(next(screen, Key::Enter, 9).1, Some(Wanted::Restart));
-        assert_eq!(
-            next(Screen::ConfirmOff, Key::Enter, 9).1,
-            Some(Wanted::TurnOff)
-        );
+        assert_eq!(after(confirm(off, "of"), &keys("\r"), 9).1, None);
+    }
+
+    #[test]
+    fn every_other_key_leaves_a_confirmation() {
+        for key in [Key::Enter, Key::Escape, Key::Char('x'), Key::Up, Key::Tab] {
+            for screen in [confirm(Wanted::Restart, ""), confirm(Wanted::TurnOff, "of")] {
+                let left = after(screen, &[key], 9);
+                assert_eq!(left, (Screen::Summary, None), "{key:?}");
+            }
+        }
         assert_eq!(next(Screen::More(9), Key::Up, 9).0, Screen::More(9));
         assert_eq!(next(Screen::More(0), Key::Down, 9).0, Screen::More(0));
+    }
+
+    #[test]
+    fn words_that_are_typed_at_a_login_do_nothing() {
+        for text in [
+            "root\r",
+            "offline\r",
+            "reboot\r",
+            "operator\n",
+            "off\r\n",
+            "exit\r",
+        ] {
+            assert_eq!(after(Screen::Summary, &keys(text), 9).1, None, "{text}");
+            assert_eq!(slowly(Screen::Summary, &keys(text)).1, [], "{text}");
+        }
+        // What follows the key that changes the page was not meant for that page.
+        assert_eq!(
+            after(Screen::Summary, &keys("rreboot\r"), 9),
+            (confirm(Wanted::Restart, ""), None)
+        );
+        assert_eq!(
+            after(Screen::More(0), &[Key::Up, Key::Up, Key::Down], 9).0,
+            Screen::More(1)
+        );
+    }
+
+    #[test]
+    fn a_line_that_sends_back_what_it_shows_does_nothing() {
+        let node = node();
+        let mut screens = vec![
+            Screen::Summary,
+            Screen::More(0),
+            Screen::Refused("no".into()),
+        ];
+        for wanted in [Wanted::Restart, Wanted::TurnOff] {
+            for length in 0..=wanted.word().len() {
+                screens.push(confirm(wanted, &wanted.word()[..length]));
+            }
+        }
+        for shown in &screens {
+            let echo = text::screen(&of(&node, shown), true);
+            let echo = keys(&String::from_utf8(echo).unwrap());
+            for at in &screens {
+                assert_eq!(slowly(at.clone(), &echo).1, [], "{shown:?} at {at:?}");
+            }
+        }
     }
 
     /// Lines of a serial terminal.
@@ -399,8 +525,17 @@ mod tests {
                 "admin token: tdb_x",
             ],
         );
+        bad.health = Health::Unknown;
+        says(
+            &bad,
+            &["known of this node since 2026-11-25 18:00:00 UTC: its disk"],
+        );
         assert!(said(&node(), &Screen::More(0)).contains("message 39"));
-        assert!(said(&node(), &Screen::ConfirmOff).contains("[Enter] Turn off"));
+        let asked = said(&node(), &confirm(Wanted::TurnOff, "of"));
+        assert!(asked.contains("type the word off here: > of_"), "{asked}");
+        assert!(!asked.contains("[Enter]"), "{asked}");
+        let asked = said(&node(), &confirm(Wanted::TurnOff, "off"));
+        assert!(asked.contains("[Enter] Turn off"), "{asked}");
     }
 
     #[test]
@@ -498,8 +633,8 @@ mod tests {
         let screens = [
             Screen::Summary,
             Screen::More(0),
-            Screen::ConfirmRestart,
-            Screen::ConfirmOff,
+            confirm(Wanted::Restart, ""),
+            confirm(Wanted::TurnOff, "off"),
             Screen::Refused("no".into()),
         ];
         for screen in screens {

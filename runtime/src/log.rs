@@ -2,10 +2,10 @@
 //! while nobody reads the pipe write into the files themselves.
 //!
 //! The reader of the pipe (`truthdb-node watch`) keeps a ring in memory for the console and appends to the data
-//! partition. Both are bounded: the oldest file makes room. When the disk is full or gone, the ring goes on.
+//! partition. Both are bounded: the oldest file makes room. When the disk is full, gone or hangs, the ring goes on.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_setfl, mknodat};
+use rustix::io::ioctl_fionread;
 
 use crate::paths::System;
 use crate::state::replace;
@@ -54,6 +55,24 @@ pub(crate) fn open_pipe(system: &System) -> Result<File> {
         .write(true)
         .open(system.run("log.pipe"))
         .context("opening the pipe of the log")
+}
+
+/// Takes what is in the pipe at this moment, and waits for no more.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn take_waiting(pipe: &mut File, take: &mut dyn FnMut(&[u8])) -> Result<()> {
+    let waiting = ioctl_fionread(&*pipe).context("looking into the pipe of the log")?;
+    let mut left = usize::try_from(waiting).unwrap_or(usize::MAX);
+    let mut bytes = [0; 4096];
+    while left > 0 {
+        let most = left.min(bytes.len());
+        let read = pipe.read(&mut bytes[..most]).context("reading the log")?;
+        take(&bytes[..read]);
+        left = if read == 0 { 0 } else { left - read };
+    }
+    Ok(())
 }
 
 /// Lets a program say everything it says into the log.
@@ -102,7 +121,13 @@ fn pipe_with_a_reader(system: &System, sleep: &mut dyn FnMut(Duration)) -> Optio
 
 /// Puts a line into the files of the log, for verbs that run before there is a reader of the pipe, or after it.
 pub(crate) fn keep(system: &System, who: &str, line: &str) {
-    Sink::new(system).append(format!("{who}: {line}\n").as_bytes());
+    append(system, format!("{who}: {line}\n").as_bytes());
+}
+
+/// Appends bytes to the files of the log, while `watch` does not.
+pub(crate) fn append(system: &System, bytes: &[u8]) {
+    Memory::new(system).append(bytes);
+    Disk::new(system).append(0, bytes);
 }
 
 /// A file that is rotated: `name`, then `name.1`, `name.2` … with growing age.
@@ -168,27 +193,22 @@ impl Rotated {
     }
 }
 
-/// Where the log goes.
+/// The log in memory.
 #[derive(Debug)]
-pub(crate) struct Sink {
+pub(crate) struct Memory {
     ring: Rotated,
-    disk: Rotated,
-    /// Whether the data partition is there.
-    disk_ready: bool,
     /// On the console too; for the image that is made for looking at faults.
     console: Option<File>,
 }
 
-impl Sink {
-    /// Everything; the console only if the kernel's command line says `truthdb.debug`.
+impl Memory {
+    /// With the console only if the kernel's command line says `truthdb.debug`.
     pub(crate) fn new(system: &System) -> Self {
         let command_line = std::fs::read_to_string(system.path("proc/cmdline"));
         let debug =
             command_line.is_ok_and(|line| line.split(' ').any(|w| w.trim() == "truthdb.debug"));
         Self {
             ring: Rotated::new(system.run("log"), RING_FILE_BYTES, 2),
-            disk: Rotated::new(system.data("log/node.log"), DISK_FILE_BYTES, DISK_FILES),
-            disk_ready: system.data("log").is_dir(),
             console: debug
                 .then(|| {
                     OpenOptions::new()
@@ -203,14 +223,59 @@ impl Sink {
     /// Appends bytes, which need not end with a line. A place that does not take them misses them.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         let _ = self.ring.append(bytes);
-        if self.disk_ready && self.disk.append(bytes).is_err() {
-            // Full or gone: tried again with the next line, from a fresh file handle.
-            self.disk.open = None;
-        }
         if let Some(console) = &mut self.console {
             let _ = console.write_all(bytes);
         }
     }
+}
+
+/// The log on the data partition.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    files: Rotated,
+    /// Whether the data partition is there.
+    is_there: bool,
+    /// Bytes that it did not take since it took any.
+    missed: u64,
+}
+
+impl Disk {
+    pub(crate) fn new(system: &System) -> Self {
+        Self {
+            files: Rotated::new(system.data("log/node.log"), DISK_FILE_BYTES, DISK_FILES),
+            is_there: system.data("log").is_dir(),
+            missed: 0,
+        }
+    }
+
+    /// Appends bytes, which need not end with a line; `missed` others before them never got here. What a full disk does
+    /// not take is missed too, and counted where the log goes on.
+    pub(crate) fn append(&mut self, missed: u64, bytes: &[u8]) {
+        if !self.is_there {
+            return;
+        }
+        self.missed += missed;
+        if self.missed > 0 && self.write(gap(self.missed).as_bytes()) {
+            self.missed = 0;
+        }
+        if self.missed > 0 || !self.write(bytes) {
+            self.missed += bytes.len() as u64;
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> bool {
+        let written = self.files.append(bytes).is_ok();
+        if !written {
+            // Full or gone: tried again with the next line, from a fresh file handle.
+            self.files.open = None;
+        }
+        written
+    }
+}
+
+/// What stands in place of bytes that the disk did not take. The line before may have been cut.
+pub(crate) fn gap(missed: u64) -> String {
+    format!("\nlog: {missed} bytes are missing here: the disk did not take them\n")
 }
 
 #[cfg(test)]
@@ -253,8 +318,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let system = System::at(folder.path());
         std::fs::create_dir_all(system.run("")).unwrap();
-        let mut sink = Sink::new(&system);
-        sink.append(b"hello\n");
+        append(&system, b"hello\n");
         assert_eq!(std::fs::read(system.run("log")).unwrap(), b"hello\n");
     }
 
@@ -284,12 +348,34 @@ mod tests {
         std::fs::create_dir_all(system.run("")).unwrap();
         std::fs::create_dir_all(system.data("log")).unwrap();
         keep(&system, "ready", "config/node.toml is not used");
-        Sink::new(&system).append(b"the reader goes on\n");
+        append(&system, b"the reader goes on\n");
         for file in [system.run("log"), system.data("log/node.log")] {
             assert_eq!(
                 std::fs::read_to_string(file).unwrap(),
                 "ready: config/node.toml is not used\nthe reader goes on\n"
             );
         }
+    }
+
+    #[test]
+    fn what_the_disk_did_not_take_is_counted_where_it_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.data("log")).unwrap();
+        let mut disk = Disk::new(&system);
+        disk.append(0, b"one\n");
+        // Nothing can be opened where a folder is.
+        disk.files.open = None;
+        let (file, aside) = (system.data("log/node.log"), system.data("log/aside"));
+        replace(&file, &aside).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        disk.append(0, b"two\n");
+        disk.append(5, b"three\n");
+        std::fs::remove_dir(&file).unwrap();
+        replace(&aside, &file).unwrap();
+        disk.append(0, b"four\n");
+        disk.append(0, b"five\n");
+        let expected = format!("one\n{}four\nfive\n", gap(4 + 5 + 6));
+        assert_eq!(std::fs::read_to_string(file).unwrap(), expected);
     }
 }

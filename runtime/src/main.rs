@@ -13,6 +13,7 @@
 
 mod config;
 mod data;
+mod disk_log;
 mod launch;
 mod log;
 mod network;
@@ -32,7 +33,7 @@ use anyhow::{Result, bail};
 use crate::paths::System;
 
 const USAGE: &str =
-    "usage: truthdb-node prepare | ready | token | watch | network | time | serve | stop";
+    "usage: truthdb-node prepare | ready | token | watch | network | time | serve | stop | force";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args();
@@ -60,6 +61,7 @@ fn run(system: &System, verb: &str) -> Result<()> {
         "prepare" => kept(system, verb, data::prepare(system)),
         "ready" => kept(system, verb, data::ready(system)),
         "stop" => kept(system, verb, stop::run(system)),
+        "force" => power::force(system),
         "watch" => watch::run(system),
         "network" => said(system, "network", network::run(system)),
         "time" => said(system, "time", time::run(system)),

@@ -1,12 +1,19 @@
-//! The power button and Ctrl-Alt-Del: read from every input device, told to init as the signals that it knows.
+//! The power button and Ctrl-Alt-Del: read from every input device, told to init as the signals that it knows. And what
+//! is done when init cannot do it.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::system::RebootCommand;
+use signal_hook::consts::SIGTERM;
 
 use crate::paths::System;
 
@@ -24,13 +31,45 @@ pub(crate) enum Wish {
     Reboot,
 }
 
-/// Tells init, which runs the shutdown lines of its table first.
-pub(crate) fn tell_init(wish: Wish) {
-    let signal = match wish {
-        Wish::PowerOff => Signal::USR2,
-        Wish::Reboot => Signal::TERM,
+/// Where it is noted what was asked of init, by this program and by the console: init does not tell.
+const ASKED: &str = "power";
+/// What the note says of a restart.
+const RESTART: &str = "restart";
+/// How long unmounting and init's own `sync` may take.
+const FORCED_AFTER: Duration = Duration::from_secs(60);
+
+/// Asks init, which runs the shutdown lines of its table first.
+pub(crate) fn ask_init(system: &System, wish: Wish) {
+    let (signal, note) = match wish {
+        Wish::PowerOff => (Signal::USR2, "off"),
+        Wish::Reboot => (Signal::TERM, RESTART),
     };
+    let _ = std::fs::write(system.run(ASKED), note);
     let _ = kill_process(Pid::INIT, signal);
+}
+
+/// The last resort: has the kernel switch off or restart after a while, without anything that waits for a disk. On a
+/// machine that goes down as it should, init kills this process long before.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(crate) fn force(system: &System) -> Result<()> {
+    // init sends SIGTERM to everybody, then syncs, which is what may hang; SIGKILL comes only after it.
+    let ignored = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGTERM, ignored).context("ignoring SIGTERM")?;
+    std::thread::sleep(FORCED_AFTER);
+    rustix::system::reboot(forced(system)).context("forcing the end")
+}
+
+/// What was asked of init; to switch off if nobody knows.
+fn forced(system: &System) -> RebootCommand {
+    let asked = std::fs::read_to_string(system.run(ASKED)).unwrap_or_default();
+    if asked == RESTART {
+        RebootCommand::Restart
+    } else {
+        RebootCommand::PowerOff
+    }
 }
 
 /// Keys that are down, across all keyboards.
@@ -148,5 +187,20 @@ mod tests {
         assert_eq!(keys.take(&key(111, 1)), Some(Wish::Reboot));
         keys.take(&key(29, 0));
         assert_eq!(keys.take(&key(111, 1)), None);
+    }
+
+    #[test]
+    fn what_is_forced_is_what_was_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        assert_eq!(forced(&system), RebootCommand::PowerOff);
+        std::fs::create_dir_all(system.run("")).unwrap();
+        for (note, command) in [
+            (RESTART, RebootCommand::Restart),
+            ("off", RebootCommand::PowerOff),
+        ] {
+            std::fs::write(system.run(ASKED), note).unwrap();
+            assert_eq!(forced(&system), command);
+        }
     }
 }

@@ -24,12 +24,19 @@ pub(crate) struct Start {
     pub(crate) failures: u64,
     /// How long to wait before it.
     pub(crate) pause: Duration,
+    /// How long the one before it ran; `None` for the first.
+    pub(crate) ran: Option<Duration>,
 }
 
 impl Start {
     /// The next start of a part of the node.
     pub(crate) fn next(system: &System, part: &str) -> Self {
-        judge(&noted(system, part), uptime_seconds(system))
+        Self::next_unless(system, part, RAN_WELL)
+    }
+
+    /// The same for a part that was started well only if it ran so long.
+    pub(crate) fn next_unless(system: &System, part: &str, ran_well: Duration) -> Self {
+        judge(&noted(system, part), uptime_seconds(system), ran_well)
     }
 
     /// Notes the start, and waits until it is time.
@@ -37,13 +44,13 @@ impl Start {
     /// # Errors
     ///
     /// What the file system in memory says.
-    pub(crate) fn wait(self, system: &System, part: &str) -> Result<()> {
+    pub(crate) fn wait(&self, system: &System, part: &str) -> Result<()> {
         self.note(system, part)?;
         std::thread::sleep(self.pause);
         Ok(())
     }
 
-    fn note(&self, system: &System, part: &str) -> Result<()> {
+    pub(crate) fn note(&self, system: &System, part: &str) -> Result<()> {
         let at = uptime_seconds(system) + self.pause.as_secs();
         state::change(system, STARTS, |starts| {
             // What was said in a row of failures is not said again in the same one.
@@ -76,22 +83,22 @@ fn noted(system: &System, part: &str) -> Value {
 }
 
 /// Starts in a row that did not last, and the pause before the next: 0, 1, 2, 4 … seconds.
-fn judge(before: &Value, now: u64) -> Start {
-    let at_once = Start {
-        failures: 0,
-        pause: Duration::ZERO,
-    };
-    let Some(started) = before["at_uptime_s"].as_u64() else {
-        return at_once;
-    };
-    if now.saturating_sub(started) >= RAN_WELL.as_secs() {
-        return at_once;
+fn judge(before: &Value, now: u64, ran_well: Duration) -> Start {
+    let started = before["at_uptime_s"].as_u64();
+    let ran = started.map(|started| Duration::from_secs(now.saturating_sub(started)));
+    if ran.is_none_or(|ran| ran >= ran_well) {
+        return Start {
+            failures: 0,
+            pause: Duration::ZERO,
+            ran,
+        };
     }
     let failures = before["quick_failures"].as_u64().unwrap_or(0) + 1;
     let doublings = u32::try_from(failures - 1).unwrap_or(u32::MAX).min(10);
     Start {
         failures,
         pause: Duration::from_secs(1 << doublings).min(PAUSE_MAX),
+        ran,
     }
 }
 
@@ -140,6 +147,9 @@ mod tests {
         set_clock(&system, now + 60);
         let next = Start::next(&system, "server");
         assert_eq!(next.pause, Duration::ZERO, "it ran well for a minute");
+        assert_eq!(next.ran, Some(Duration::from_secs(60)));
+        let next = Start::next_unless(&system, "server", Duration::from_secs(61));
+        assert_eq!(next.pause, PAUSE_MAX, "that is not long for this part");
     }
 
     #[test]

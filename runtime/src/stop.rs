@@ -2,17 +2,20 @@
 //! nobody holds the data partition when it is unmounted. A line of `/etc/inittab`; init itself gives processes one
 //! second only.
 
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::launch;
+use crate::log;
 use crate::paths::System;
 
-/// The server answers what is under way for 20 seconds at most, then flushes.
-const SERVER_WAIT: Duration = Duration::from_secs(40);
-/// The keeper of the log ends at once.
-const WATCH_WAIT: Duration = Duration::from_secs(2);
+/// What the server takes after the time that its configuration gives to requests under way: it flushes.
+const FLUSH_WAIT: Duration = Duration::from_secs(20);
+/// The keeper of the log writes what it has been told.
+const WATCH_WAIT: Duration = Duration::from_secs(5);
 /// How often it is looked.
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -20,11 +23,30 @@ const INTERVAL: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 ///
-/// None of them ended in time.
+/// One of them did not end in time.
 pub(crate) fn run(system: &System) -> Result<()> {
-    let server = stop(system, "server.pid", "truthdb", SERVER_WAIT);
+    // Held open, so that what nobody has read yet outlives the processes that said it and the one that reads it.
+    let pipe = log::open_pipe(system).ok();
+    let server_wait = launch::shutdown_timeout(system) + FLUSH_WAIT;
+    let server = stop(system, "server.pid", "truthdb", server_wait);
+    // From here on it takes seconds, unless a disk hangs.
+    let forced = start_last_resort(system);
     let watch = stop(system, "watch.pid", "truthdb-node", WATCH_WAIT);
-    server.and(watch)
+    if let (Some(mut pipe), Ok(())) = (pipe, &watch) {
+        log::take_waiting(&mut pipe, &mut |bytes| log::append(system, bytes))?;
+    }
+    server.and(watch).and(forced)
+}
+
+/// Starts the process that ends the machine when init cannot. Nobody waits for it.
+fn start_last_resort(system: &System) -> Result<()> {
+    let mut force = Command::new(system.path("bin/truthdb-node"));
+    force
+        .arg("force")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let started = force.stderr(Stdio::null()).spawn();
+    started.map(drop).context("starting the last resort")
 }
 
 fn stop(system: &System, file: &str, name: &str, wait: Duration) -> Result<()> {
@@ -64,5 +86,23 @@ mod tests {
         std::fs::write(system.run("server.pid"), "1234567").unwrap();
         std::fs::write(system.path("proc/1234567/comm"), "other\n").unwrap();
         stop(&system, "server.pid", "truthdb", Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn what_nobody_has_read_is_written_at_the_end() {
+        use std::io::Write as _;
+        let folder = tempfile::tempdir().unwrap();
+        let system = System::at(folder.path());
+        std::fs::create_dir_all(system.run("")).unwrap();
+        std::fs::create_dir_all(system.data("log")).unwrap();
+        std::fs::create_dir_all(system.path("bin")).unwrap();
+        std::os::unix::fs::symlink("/bin/true", system.path("bin/truthdb-node")).unwrap();
+        run(&system).unwrap();
+        log::make_pipe(&system).unwrap();
+        let mut pipe = log::open_pipe(&system).unwrap();
+        pipe.write_all(b"stopped\n").unwrap();
+        run(&system).unwrap();
+        let log = std::fs::read_to_string(system.data("log/node.log")).unwrap();
+        assert_eq!(log, "stopped\n");
     }
 }

@@ -38,13 +38,13 @@ pub(crate) fn first_start(artefacts: &Artefacts) -> Result<()> {
     machine.keep_screen("first-start")?;
     wait_for_append(&mut machine, &client, "orders", 0)?;
     only_the_token_opens(&client)?;
-    // Messages and back; power only after a confirmation.
+    // Messages and back; power only after a word that confirms it, which Enter alone and another word do not.
     go(&mut machine, "m", "Messages")?;
     go(&mut machine, "esc", "Serving.")?;
     go(&mut machine, "r", "Start this node again?")?;
-    go(&mut machine, "esc", "Serving.")?;
+    go(&mut machine, "ret", "Serving.")?;
     go(&mut machine, "r", "Start this node again?")?;
-    machine.press(&["ret"])?;
+    confirm(&mut machine, "reboot", "[Enter] Start again")?;
     let before = machine.serial().len();
     let starts = "BdsDxe: starting";
     machine.wait("the machine starts again", BOOT, |machine| {
@@ -67,14 +67,25 @@ pub(crate) fn first_start(artefacts: &Artefacts) -> Result<()> {
         "the event is not there any more"
     );
     go(&mut machine, "o", "Turn this node off?")?;
-    machine.press(&["ret"])?;
+    confirm(&mut machine, "off", "[Enter] Turn off")?;
     machine.wait_for_end(STOP)?;
     std::fs::remove_file(&image).context("removing a disk")
 }
 
-/// Presses a key until the page has a text: the console may be reading nothing yet.
+/// Presses a key, and waits until the page has a text.
 fn go(machine: &mut Machine, key: &str, text: &str) -> Result<()> {
     machine.press(&[key])?;
+    wait_for_page(machine, text)
+}
+
+/// Types the word that a confirmation asks for, and Enter when the page offers it.
+fn confirm(machine: &mut Machine, word: &str, offer: &str) -> Result<()> {
+    machine.type_keys(word)?;
+    wait_for_page(machine, offer)?;
+    machine.press(&["ret"])
+}
+
+fn wait_for_page(machine: &mut Machine, text: &str) -> Result<()> {
     machine.wait(&format!("the console shows {text:?}"), PAGE, |machine| {
         let page = terminal::page(&machine.serial());
         Ok(page.contains(text).then_some(()))
