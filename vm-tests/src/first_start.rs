@@ -39,8 +39,7 @@ pub(crate) fn first_start(artefacts: &Artefacts) -> Result<()> {
     wait_for_append(&mut machine, &client, "orders", 0)?;
     only_the_token_opens(&client)?;
     // Messages and back; power only after a word that confirms it, which Enter alone and another word do not.
-    go(&mut machine, "m", "Messages")?;
-    go(&mut machine, "esc", "Serving.")?;
+    look_at_messages(&mut machine)?;
     go(&mut machine, "r", "Start this node again?")?;
     go(&mut machine, "ret", "Serving.")?;
     go(&mut machine, "r", "Start this node again?")?;
@@ -66,6 +65,7 @@ pub(crate) fn first_start(artefacts: &Artefacts) -> Result<()> {
         client.read("orders")?.len() == 1,
         "the event is not there any more"
     );
+    look_at_messages(&mut machine)?;
     go(&mut machine, "o", "Turn this node off?")?;
     confirm(&mut machine, "off", "[Enter] Turn off")?;
     machine.wait_for_end(STOP)?;
@@ -76,6 +76,18 @@ pub(crate) fn first_start(artefacts: &Artefacts) -> Result<()> {
 fn go(machine: &mut Machine, key: &str, text: &str) -> Result<()> {
     machine.press(&[key])?;
     wait_for_page(machine, text)
+}
+
+/// Goes to the messages and back. The key is pressed again and again, which does nothing on the page of messages: a
+/// keyboard that was just found says nothing of keys before.
+fn look_at_messages(machine: &mut Machine) -> Result<()> {
+    machine.wait("the console shows messages", PAGE, |machine| {
+        machine.press(&["m"])?;
+        let page = terminal::page(&machine.serial());
+        // The summary has the name of that page too, beside its key.
+        Ok(page.contains("Scroll").then_some(()))
+    })?;
+    go(machine, "esc", "Serving.")
 }
 
 /// Types the word that a confirmation asks for, and Enter when the page offers it.
