@@ -11,8 +11,11 @@
     reason = "its messages are for the console, before the service console is there"
 )]
 
+mod attended;
+mod check;
 mod config;
 mod data;
+mod disks;
 mod launch;
 mod log;
 mod network;
