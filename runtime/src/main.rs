@@ -12,6 +12,7 @@
 )]
 
 mod attended;
+mod cards;
 mod check;
 mod config;
 mod data;
