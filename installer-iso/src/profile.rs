@@ -369,6 +369,22 @@ mod tests {
     }
 
     #[test]
+    fn after_an_error_of_its_file_system_nothing_is_written_to_the_data_partition() {
+        let table = include_str!("../root/runtime/etc/fstab");
+        let data: Vec<&str> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|fields| fields[1] == "/data")
+            .unwrap();
+        // Also on a node whose file system was made to go on: the option goes before what the file system says.
+        assert!(
+            data[3]
+                .split(',')
+                .any(|option| option == "errors=remount-ro")
+        );
+    }
+
+    #[test]
     fn only_the_debug_profile_is_loud() {
         let folder = tempfile::tempdir().unwrap();
         let mut profile = profile(Kind::Runtime, folder.path());

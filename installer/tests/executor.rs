@@ -124,6 +124,14 @@ fn judge_image(plan: &Plan, directory: &Path) {
     );
     let said = judge("/sbin/debugfs", &["-R", "cat /config/truthdb.toml", &data]);
     assert_eq!(said, "[data]\ndirectory = \"/data\"\n");
+    let said = judge("/sbin/debugfs", &["-R", "show_super_stats -h", &data]);
+    let on_error = said
+        .lines()
+        .find(|line| line.starts_with("Errors behavior:"));
+    assert!(
+        on_error.is_some_and(|line| line.ends_with("Remount read-only")),
+        "{said}"
+    );
 }
 
 fn copy_range(from: &Path, range: ByteRange, to: &Path) {

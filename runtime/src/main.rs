@@ -11,9 +11,13 @@
     reason = "its messages are for the console, before the service console is there"
 )]
 
+mod attended;
+mod cards;
+mod check;
 mod config;
 mod data;
 mod disk_log;
+mod disks;
 mod launch;
 mod log;
 mod network;

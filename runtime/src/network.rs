@@ -7,8 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use serde_json::json;
+use rustix::process::{Signal, getppid, kill_process};
+use serde_json::{Value, json};
 
+use crate::cards::{self, Card};
 use crate::config::{NetworkConfig, NetworkMode, NodeConfig};
 use crate::log;
 use crate::paths::System;
@@ -21,6 +23,12 @@ const PART: &str = "network";
 const LINK_INTERVAL: Duration = Duration::from_millis(100);
 /// Looks at cards without a link before the log says so: a link takes some seconds to come up.
 const LOOKS_BEFORE_SAID: u64 = 100;
+/// The state between a card that brought nothing and the next one.
+const NEXT_CARD: &str = "next card";
+/// The state of a card that DHCP servers are asked on.
+const ASKING: &str = "asking";
+/// How another card is named.
+const NAMES_ANOTHER: &str = "network.interface in config/node.toml names another";
 /// The answers of DHCP that are asked for besides the usual ones.
 const DHCP_OPTIONS: [&str; 2] = ["-O", "ntpsrv"];
 
@@ -30,10 +38,20 @@ const DHCP_OPTIONS: [&str; 2] = ["-O", "ntpsrv"];
 ///
 /// A program of the image that cannot be started, or a fixed address that does not fit.
 pub(crate) fn run(system: &System) -> Result<()> {
-    Start::next(system, PART).wait(system, PART)?;
+    let last = last_card(system);
+    let mut is_news = last.is_none();
+    // To go on with the next card is no failure, and took its time.
+    if last.is_none() {
+        let start = Start::next(system, PART);
+        is_news = start.failures == 0;
+        start.wait(system, PART)?;
+    }
     let (config, _) = NodeConfig::load(system);
     ip(system, &["link", "set", "lo", "up"])?;
-    let card = wait_for_link(system, &config.network)?;
+    let card = wait_for_link(system, &config.network, last.as_deref())?;
+    if is_news && config.network.interface.is_empty() {
+        tell_others(system, &card);
+    }
     match config.network.mode {
         NetworkMode::Dhcp => become_dhcp_client(system, &card, &config.hostname),
         NetworkMode::Static => {
@@ -43,6 +61,30 @@ pub(crate) fn run(system: &System) -> Result<()> {
                 std::thread::park();
             }
         }
+    }
+}
+
+/// The card that brought nothing, if it is another one's turn. That is so once: whatever goes wrong from here on is a
+/// failure.
+fn last_card(system: &System) -> Option<String> {
+    let network = state::read(system).remove(PART)?;
+    if network["state"] != NEXT_CARD {
+        return None;
+    }
+    state::change(system, PART, |network| network["state"] = ASKING.into()).ok()?;
+    network["interface"].as_str().map(str::to_owned)
+}
+
+/// Says, in the log, that the choice of a card was the node's own.
+fn tell_others(system: &System, card: &str) {
+    let cards = cards::all(system);
+    let linked = cards::linked(&cards);
+    if linked.len() > 1 {
+        let line = format!(
+            "of {}, which have a link, {card} is used; {NAMES_ANOTHER}",
+            linked.join(", ")
+        );
+        log::say(system, PART, &line);
     }
 }
 
@@ -103,22 +145,34 @@ fn family(address: &str) -> &'static str {
     if address.contains(':') { "-6" } else { "-4" }
 }
 
-/// The card to use, once it has a link. All are switched on meanwhile, since a card that is off shows none.
-fn wait_for_link(system: &System, config: &NetworkConfig) -> Result<String> {
+/// The card to use, once it has a link: after the last one, or the first. All are switched on meanwhile, since a card
+/// that is off shows none.
+fn wait_for_link(system: &System, config: &NetworkConfig, last: Option<&str>) -> Result<String> {
     let mut looks = 0;
+    // Since there is a link: another card's, which goes before, may come up a little later.
+    let mut linked_looks = 0;
     loop {
-        let cards = cards(system);
-        let wanted: Vec<&Card> = cards
+        let cards = cards::all(system);
+        let wanted: Vec<Card> = cards
             .iter()
             .filter(|card| card.is(&config.interface))
+            .cloned()
             .collect();
-        if let Some(card) = wanted.iter().find(|card| card.has_link) {
-            return Ok(card.name.clone());
+        // One that cannot be switched on must not keep the node from the others.
+        let broken = switch_on(system, &wanted);
+        let has_waited = LINK_INTERVAL * linked_looks >= cards::SETTLE;
+        if let Some(card) = cards::choose(&wanted, has_waited, last) {
+            if !broken.is_empty() {
+                log::say(system, PART, broken.trim_start());
+            }
+            return Ok(card.to_owned());
         }
-        for card in &wanted {
-            ip(system, &["link", "set", &card.name, "up"])?;
+        if !cards::linked(&wanted).is_empty() {
+            linked_looks += 1;
+            std::thread::sleep(LINK_INTERVAL);
+            continue;
         }
-        let problem = why_no_link(&cards, &config.interface);
+        let problem = cards::why_no_link(&cards, &config.interface) + &broken;
         if state::problem(system, PART) != problem {
             let about = json!({ "state": "no link", "problem": problem });
             state::set(system, PART, about)?;
@@ -131,59 +185,15 @@ fn wait_for_link(system: &System, config: &NetworkConfig) -> Result<String> {
     }
 }
 
-/// Why there is no card to use.
-fn why_no_link(cards: &[Card], wanted: &str) -> String {
-    let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
-    let names = names.join(", ");
-    if cards.is_empty() {
-        "no network card was found".to_owned()
-    } else if cards.iter().any(|card| card.is(wanted)) {
-        let wanted = if wanted.is_empty() { &names } else { wanted };
-        format!("no link on {wanted}: is its cable connected?")
-    } else {
-        format!(
-            "there is no card {wanted}, which network.interface in config/node.toml names; there is {names}"
-        )
-    }
-}
-
-/// A network card.
-#[derive(Debug, PartialEq, Eq)]
-struct Card {
-    name: String,
-    mac: String,
-    has_link: bool,
-}
-
-impl Card {
-    /// Whether it is the wanted one: by name, by MAC address, or any.
-    fn is(&self, wanted: &str) -> bool {
-        wanted.is_empty() || self.name == wanted || self.mac.eq_ignore_ascii_case(wanted)
-    }
-}
-
-/// The cards, by name; only those that a device stands behind.
-fn cards(system: &System) -> Vec<Card> {
-    let Ok(entries) = std::fs::read_dir(system.path("sys/class/net")) else {
-        return Vec::new();
-    };
-    let mut cards: Vec<Card> = entries
-        .flatten()
-        .filter(|entry| entry.path().join("device").exists())
-        .map(|entry| {
-            let text = |name| {
-                let text = std::fs::read_to_string(entry.path().join(name));
-                text.unwrap_or_default().trim().to_owned()
-            };
-            Card {
-                name: entry.file_name().to_string_lossy().into_owned(),
-                mac: text("address"),
-                has_link: text("carrier") == "1",
-            }
-        })
-        .collect();
-    cards.sort_by(|a, b| a.name.cmp(&b.name));
-    cards
+/// Switches cards on that have no link. What is wrong with those that cannot be; empty if nothing is.
+fn switch_on(system: &System, cards: &[Card]) -> String {
+    let off = cards.iter().filter(|card| !card.has_link);
+    let broken = off.filter_map(|card| {
+        let outcome = ip(system, &["link", "set", &card.name, "up"]);
+        let error = outcome.err()?;
+        Some(format!(" {} cannot be switched on: {error:#}.", card.name))
+    });
+    broken.collect()
 }
 
 /// What `udhcpc` calls when something happened; what it learnt is in the environment.
@@ -194,26 +204,87 @@ fn cards(system: &System) -> Vec<Card> {
 pub(crate) fn event(system: &System, event: &str) -> Result<()> {
     let lease = Lease::from(|name| std::env::var(name).unwrap_or_default());
     let outcome = take(system, event, &lease);
-    outcome.inspect_err(|error| {
+    if let Ok(Then::End) = outcome {
+        // udhcpc is the parent of what it calls. init starts the network again, which takes the next card.
+        let client = getppid().context("udhcpc has ended")?;
+        kill_process(client, Signal::TERM).context("ending udhcpc")?;
+    }
+    outcome.map(drop).inspect_err(|error| {
         let _ = state::set_problem(system, PART, &format!("{error:#}"));
     })
 }
 
-fn take(system: &System, event: &str, lease: &Lease) -> Result<()> {
+/// What `udhcpc` is to do after an event.
+#[derive(Debug, PartialEq, Eq)]
+enum Then {
+    /// As it does by itself.
+    GoOn,
+    /// It is to end: it is another card's turn.
+    End,
+}
+
+fn take(system: &System, event: &str, lease: &Lease) -> Result<Then> {
     match event {
-        "deconfig" => {
-            // The addresses of the other family are the kernel's: routers announce them.
-            ip(system, &["-4", "addr", "flush", "dev", &lease.interface])?;
-            ip(system, &["link", "set", &lease.interface, "up"])?;
-            let about = json!({ "state": "asking", "mode": "dhcp", "interface": lease.interface });
-            state::set(system, PART, about)
-        }
-        "bound" | "renew" => apply(system, lease),
+        "deconfig" => deconfigure(system, lease)?,
+        "bound" | "renew" => apply(system, lease)?,
         // udhcpc asks again by itself.
-        "nak" => no_answer(system, "the DHCP server refuses an address"),
-        "leasefail" => no_answer(system, "no DHCP server answers"),
+        "nak" => no_answer(system, "the DHCP server refuses an address")?,
+        "leasefail" => return no_lease(system, lease),
         other => bail!("udhcpc says {other:?}, which is not known"),
     }
+    Ok(Then::GoOn)
+}
+
+fn deconfigure(system: &System, lease: &Lease) -> Result<()> {
+    // The addresses of the other family are the kernel's: routers announce them.
+    ip(system, &["-4", "addr", "flush", "dev", &lease.interface])?;
+    ip(system, &["link", "set", &lease.interface, "up"])?;
+    state::change(system, PART, |network| {
+        let mut about = json!({ "state": ASKING, "mode": "dhcp", "interface": lease.interface });
+        // It is the next card's turn: what the others brought is still so.
+        if network["state"] == ASKING && network["asked"].is_array() {
+            for kept in ["asked", "problem"] {
+                about[kept] = network[kept].take();
+            }
+        }
+        *network = about;
+    })
+}
+
+/// Notes that nobody answers on a card. udhcpc would go on with it; if the choice of the card was the node's own and
+/// another one has a link, that is asked next.
+fn no_lease(system: &System, lease: &Lease) -> Result<Then> {
+    let card = &lease.interface;
+    let mut asked: Vec<String> = asked(system);
+    if !asked.contains(card) {
+        asked.push(card.clone());
+    }
+    no_answer(
+        system,
+        &format!("no DHCP server answers on {}", asked.join(", ")),
+    )?;
+    let (config, _) = NodeConfig::load(system);
+    let cards = cards::all(system);
+    let has_other = cards::linked(&cards)
+        .iter()
+        .any(|linked| *linked != card.as_str());
+    let is_next = has_other && config.network.interface.is_empty();
+    state::change(system, PART, |network| {
+        network["asked"] = json!(asked);
+        network["interface"] = json!(card);
+        network["state"] = if is_next { NEXT_CARD } else { ASKING }.into();
+    })?;
+    Ok(if is_next { Then::End } else { Then::GoOn })
+}
+
+/// The cards that nobody answered on, since there was an address last.
+fn asked(system: &System) -> Vec<String> {
+    let state = state::read(system);
+    let asked = state
+        .get(PART)
+        .and_then(|network| network["asked"].as_array());
+    let names = asked.into_iter().flatten().filter_map(Value::as_str);
+    names.map(str::to_owned).collect()
 }
 
 /// Says why there is no address: in the log only when it is news.
@@ -273,9 +344,13 @@ fn apply(system: &System, lease: &Lease) -> Result<()> {
         ip(system, &["-4", "addr", "flush", "dev", &lease.interface])?;
         ip(system, &address_words(&lease.interface, &address))?;
     }
-    if let Some(router) = lease.router {
-        ip(system, &route_words(&lease.interface, &router.to_string()))?;
-    }
+    let routed = lease.router.map_or(Ok(()), |router| {
+        let router = router.to_string();
+        // The lease of a single address has its router outside: it is told that the router is on the card's network.
+        let words = route_words(&lease.interface, &router);
+        ip(system, &[&words[..], &["onlink"]].concat())
+    });
+    let router = lease.router.filter(|_| routed.is_ok());
     let (config, _) = NodeConfig::load(system);
     let dns = if config.network.dns.is_empty() {
         &lease.dns
@@ -285,9 +360,11 @@ fn apply(system: &System, lease: &Lease) -> Result<()> {
     resolv(system, dns)?;
     let about = json!({
         "state": "up", "mode": "dhcp", "interface": lease.interface, "address": address,
-        "gateway": lease.router, "dns": dns, "time_servers": lease.time_servers,
+        "gateway": router, "dns": dns, "time_servers": lease.time_servers,
     });
-    state::set(system, PART, about)
+    // Without its router the node still is where the address says.
+    state::set(system, PART, about)?;
+    routed.context("the router that DHCP names cannot be used")
 }
 
 fn resolv(system: &System, servers: &[String]) -> Result<()> {
@@ -316,6 +393,8 @@ fn ip(system: &System, arguments: &[&str]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cards::tests::put;
+    use crate::data::tests::program;
 
     fn lease(pairs: &[(&str, &str)]) -> Lease {
         Lease::from(|name| {
@@ -434,7 +513,10 @@ mod tests {
         take(&system, "deconfig", &lease).unwrap();
         assert_eq!(state::read(&system)[PART]["interface"], "eth0");
         take(&system, "leasefail", &lease).unwrap();
-        assert_eq!(state::problem(&system, PART), "no DHCP server answers");
+        assert_eq!(
+            state::problem(&system, PART),
+            "no DHCP server answers on eth0"
+        );
         lease.address = "192.0.2.10".parse().ok();
         take(&system, "bound", &lease).unwrap();
         assert_eq!(state::problem(&system, PART), "");
@@ -442,45 +524,125 @@ mod tests {
     }
 
     #[test]
-    fn why_there_is_no_link_names_the_cards() {
-        let card = |name: &str| Card {
-            name: name.into(),
-            mac: "52:54:00:00:00:00".into(),
-            has_link: false,
-        };
-        let cards = [card("eth0"), card("eth1")];
-        assert_eq!(why_no_link(&[], ""), "no network card was found");
-        assert!(why_no_link(&cards, "").contains("no link on eth0, eth1: is"));
-        assert!(why_no_link(&cards, "eth1").contains("no link on eth1:"));
-        let other = why_no_link(&cards, "eth9");
+    fn where_no_server_answers_the_next_card_with_a_link_is_asked() {
+        let (_folder, system) = node("/bin/true");
+        put(&system, "eth0", Some(3), true);
+        put(&system, "eth1", Some(4), true);
+        let config = NetworkConfig::default();
+        let mut last = None;
+        // Round and round, with one text for all that were asked.
+        for (card, problem) in [
+            ("eth0", "no DHCP server answers on eth0"),
+            ("eth1", "no DHCP server answers on eth0, eth1"),
+            ("eth0", "no DHCP server answers on eth0, eth1"),
+        ] {
+            assert_eq!(
+                wait_for_link(&system, &config, last.as_deref()).unwrap(),
+                card
+            );
+            let lease = lease(&[("interface", card)]);
+            assert_eq!(take(&system, "deconfig", &lease).unwrap(), Then::GoOn);
+            assert_eq!(take(&system, "leasefail", &lease).unwrap(), Then::End);
+            assert_eq!(state::problem(&system, PART), problem);
+            last = last_card(&system);
+            assert_eq!(last.as_deref(), Some(card));
+            assert_eq!(last_card(&system), None, "its turn comes once");
+        }
+        // A server answers: all that was is forgotten.
+        let lease = lease(&[("interface", "eth1"), ("ip", "192.0.2.10")]);
+        take(&system, "bound", &lease).unwrap();
+        assert!(asked(&system).is_empty());
+        take(&system, "deconfig", &lease).unwrap();
+        assert_eq!(state::problem(&system, PART), "");
+    }
+
+    #[test]
+    fn a_card_that_is_named_or_the_only_one_with_a_link_is_asked_for_ever() {
+        let (_folder, system) = node("/bin/true");
+        put(&system, "eth0", Some(3), true);
+        put(&system, "eth1", Some(4), false);
+        let lease = lease(&[("interface", "eth0")]);
+        assert_eq!(take(&system, "leasefail", &lease).unwrap(), Then::GoOn);
+        put(&system, "eth1", None, true);
+        std::fs::create_dir_all(system.data("config")).unwrap();
+        let text = "[network]\ninterface = 'eth0'\n";
+        std::fs::write(system.data("config/node.toml"), text).unwrap();
+        assert_eq!(take(&system, "leasefail", &lease).unwrap(), Then::GoOn);
+        assert_eq!(last_card(&system), None);
+    }
+
+    /// A node whose `ip` is a script.
+    fn node_with(script: &str) -> (tempfile::TempDir, System) {
+        let (folder, system) = node("/bin/true");
+        std::fs::remove_file(system.path("sbin/ip")).unwrap();
+        program(&system, "sbin/ip", script);
+        (folder, system)
+    }
+
+    #[test]
+    fn a_card_that_cannot_be_switched_on_leaves_the_others() {
+        let (_folder, system) = node_with("case $3 in eth0) echo no firmware >&2; exit 1;; esac");
+        put(&system, "eth0", Some(3), false);
+        put(&system, "eth1", Some(4), false);
+        let broken = switch_on(&system, &cards::all(&system));
         assert!(
-            other.contains("no card eth9") && other.contains("eth0, eth1"),
-            "{other}"
+            broken.contains("eth0 cannot be switched on: ") && broken.contains("no firmware"),
+            "{broken}"
+        );
+        assert!(!broken.contains("eth1 "), "{broken}");
+        put(&system, "eth1", None, true);
+        let config = NetworkConfig {
+            interface: "eth1".into(),
+            ..NetworkConfig::default()
+        };
+        assert_eq!(wait_for_link(&system, &config, None).unwrap(), "eth1");
+    }
+
+    #[test]
+    fn a_lease_whose_router_cannot_be_used_leaves_its_address_and_name_servers() {
+        let script = "case \"$*\" in *route*) echo unreachable >&2; exit 1;; esac";
+        let (_folder, system) = node_with(script);
+        let lease = lease(&[
+            ("interface", "eth0"),
+            ("ip", "192.0.2.10"),
+            ("mask", "32"),
+            ("router", "198.51.100.1"),
+            ("dns", "192.0.2.3"),
+        ]);
+        let error = take(&system, "bound", &lease).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(
+            error.contains("the router that DHCP names cannot be used")
+                && error.contains("unreachable"),
+            "{error}"
+        );
+        let state = &state::read(&system)[PART];
+        assert_eq!(
+            (&state["state"], &state["address"]),
+            (&json!("up"), &json!("192.0.2.10/32"))
+        );
+        assert_eq!(state["gateway"], Value::Null);
+        assert_eq!(
+            std::fs::read_to_string(system.run("resolv.conf")).unwrap(),
+            "nameserver 192.0.2.3\n"
         );
     }
 
     #[test]
-    fn a_card_is_chosen_by_name_or_address_and_only_devices_count() {
-        let folder = tempfile::tempdir().unwrap();
-        let system = System::at(folder.path());
-        for (name, mac, carrier, device) in [
-            ("lo", "00:00:00:00:00:00", "1", false),
-            ("eth1", "52:54:00:00:00:01", "1", true),
-            ("eth0", "52:54:00:00:00:00", "0", true),
-        ] {
-            let card = system.path("sys/class/net").join(name);
-            std::fs::create_dir_all(&card).unwrap();
-            std::fs::write(card.join("address"), format!("{mac}\n")).unwrap();
-            std::fs::write(card.join("carrier"), format!("{carrier}\n")).unwrap();
-            if device {
-                std::fs::create_dir(card.join("device")).unwrap();
-            }
-        }
-        let cards = cards(&system);
-        let names: Vec<&str> = cards.iter().map(|card| card.name.as_str()).collect();
-        assert_eq!(names, ["eth0", "eth1"]);
-        assert!(cards[0].is("") && cards[0].is("eth0") && cards[0].is("52:54:00:00:00:00"));
-        assert!(!cards[0].is("eth1"));
-        assert!(cards[1].has_link && !cards[0].has_link);
+    fn a_router_outside_the_prefix_is_told_to_be_on_the_cards_network() {
+        let (_folder, system) =
+            node_with("case \"$*\" in *route*) echo \"$*\" > \"$0.said\";; esac");
+        let lease = lease(&[
+            ("interface", "eth0"),
+            ("ip", "192.0.2.10"),
+            ("mask", "32"),
+            ("router", "198.51.100.1"),
+        ]);
+        take(&system, "bound", &lease).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(system.path("sbin/ip.said")).unwrap(),
+            "-4 route replace default via 198.51.100.1 dev eth0 onlink\n"
+        );
+        assert_eq!(state::read(&system)[PART]["gateway"], "198.51.100.1");
     }
 }

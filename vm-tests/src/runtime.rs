@@ -264,6 +264,9 @@ pub(crate) fn damaged(artefacts: &Artefacts) -> Result<()> {
     Ext4::find(&artefacts.disk)?.damage(&artefacts.disk, &bench.disk)?;
     let mut machine = bench.start(Bus::Virtio, Spec::default())?;
     machine.wait_for_serial("is damaged beyond what is repaired by itself", BOOT)?;
+    // The console's page: everything else of the node has started, and a server could be reached.
+    machine.wait_for_serial("Not serving: the server was not started.", BOOT)?;
+    machine.wait_for_serial("10.0.2.15", BOOT)?;
     ensure!(
         http::get(machine.port(), "/healthz").is_err(),
         "something answers although the disk is damaged"

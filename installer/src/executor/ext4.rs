@@ -199,6 +199,8 @@ fn format(plan: &Plan, tools: &Tools, image: &ScratchFile) -> Result<(), Cause> 
         .args([
             "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-o", "Linux",
         ])
+        // After an error nothing is written any more, whoever mounts it.
+        .args(["-e", "remount-ro"])
         .args(["-L", DATA_LABEL, "-U", &filesystem_id.to_string()])
         .args(["-E", &extended])
         .args(["-J", &format!("size={JOURNAL_MIB}")])
