@@ -316,6 +316,15 @@ impl Ext4 {
         self.mark_unclean(image, disk)
     }
 
+    /// Leaves nothing by which the file system is known.
+    ///
+    /// # Errors
+    ///
+    /// `qemu-io`'s.
+    pub fn erase(&self, disk: &Path) -> Result<()> {
+        overwrite(disk, self.superblock, 1024, 0)
+    }
+
     /// Refuses a file system with errors, or one that was not unmounted.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ const TESTS: [Test; 14] = [
     },
     Test {
         name: "damaged",
-        what: "a file system beyond repair: said on the console, nothing is started on it",
+        what: "a file system beyond repair, or none: said on the console, nothing is started; the power button works",
         run: runtime::damaged,
     },
     Test {

@@ -280,7 +280,22 @@ pub(crate) fn damaged(artefacts: &Artefacts) -> Result<()> {
         !machine.serial().contains("umount"),
         "the console is told that what was never mounted cannot be unmounted"
     );
-    Ok(())
+    missing(artefacts)
+}
+
+/// Without a data disk it is waited for one, minutes long, before init comes to the lines of its table that listen: on
+/// the screen, and with a power button that works.
+fn missing(artefacts: &Artefacts) -> Result<()> {
+    let bench = Bench::new(artefacts, "missing", "raw")?;
+    Ext4::find(&artefacts.disk)?.erase(&bench.disk)?;
+    let mut machine = bench.start(Bus::Virtio, Spec::default())?;
+    machine.wait_for_serial("truthdb-data", BOOT)?;
+    machine.wait("the console is on the screen", BOOT, |machine| {
+        Ok(machine.screen()?.is_drawn().then_some(()))
+    })?;
+    machine.keep_screen("missing")?;
+    machine.press_power()?;
+    machine.wait_for_end(STOP)
 }
 
 #[cfg(test)]
