@@ -18,11 +18,11 @@ pub(crate) struct CargoTool {
     options: &'static [&'static str],
 }
 
-/// The test runner: one process for each test, with time limits.
+/// The test runner: one process for each test, with time limits. Without the parts that update it or trace it.
 pub(crate) const NEXTEST: CargoTool = CargoTool {
     package: "cargo-nextest",
     version: "0.9.151",
-    options: &[],
+    options: &["--no-default-features"],
 };
 /// Licences, sources and duplicates of the dependencies.
 pub(crate) const DENY: CargoTool = CargoTool {
