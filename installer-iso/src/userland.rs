@@ -29,6 +29,8 @@ const E2FSPROGS: [(&str, &str, &str); 3] = [
     ("misc", "mke2fs", "mke2fs"),
     ("debugfs", "debugfs", "debugfs"),
 ];
+/// Their names.
+const E2FSPROGS_NAMES: [&str; 3] = [E2FSPROGS[0].2, E2FSPROGS[1].2, E2FSPROGS[2].2];
 
 /// Where the programs are.
 #[derive(Debug, Clone)]
@@ -85,7 +87,7 @@ fn recipes<'a>(root: &Path, manifest: &'a Manifest) -> Result<[Recipe<'a>; 2]> {
     let e2fsprogs = ("e2fsprogs", "e2fsprogs.configure");
     Ok([
         Recipe::read(root, manifest, busybox, &["busybox"])?,
-        Recipe::read(root, manifest, e2fsprogs, &["e2fsck", "mke2fs", "debugfs"])?,
+        Recipe::read(root, manifest, e2fsprogs, &E2FSPROGS_NAMES)?,
     ])
 }
 
